@@ -1,0 +1,53 @@
+"""attnopt: the same PyTorch model, its attention recognised by meaning and run by generated kernels.
+
+Importing this package imports neither torch nor a compiler; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attnopt._version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from attnopt import rewrites
+    from attnopt.api import explain, optimize
+    from attnopt.errors import AttnoptError
+    from attnopt.options import Options
+    from attnopt.report import Report
+    from attnopt.spec import AttentionSpec
+
+__all__ = [
+    "AttentionSpec",
+    "AttnoptError",
+    "Options",
+    "Report",
+    "__version__",
+    "explain",
+    "optimize",
+    "rewrites",
+]
+
+_HOMES = {
+    "optimize": "attnopt.api",
+    "explain": "attnopt.api",
+    "AttentionSpec": "attnopt.spec",
+    "AttnoptError": "attnopt.errors",
+    "Options": "attnopt.options",
+    "Report": "attnopt.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "rewrites":
+        return import_module("attnopt.rewrites")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnopt' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

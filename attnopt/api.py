@@ -1,0 +1,195 @@
+"""`optimize` and `explain`: the first door."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnopt import pipeline
+from attnopt.capture import Captured, capture, share
+from attnopt.errors import CaptureError, OptionError, UnfusedError
+from attnopt.module import Compiled, OptimizedModule
+from attnopt.options import Options
+from attnopt.region import Region
+from attnopt.report import Report, Site
+from attnopt.runtime import dispatch, op  # noqa: F401  (registers attnopt::attention)
+from attnopt.validation import validate_graphs
+
+log = logging.getLogger("attnopt")
+RESTS = ("eager", "inductor")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keyword arguments of `optimize`, checked."""
+
+    rewrites: tuple[Any, ...] = ()
+    tolerance: Any = None
+    calibration: Any = None
+    dynamic_shapes: Any = None
+    rest: str = "eager"
+    validate: bool = True
+    strict: bool = False
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        if self.rest not in RESTS:
+            raise OptionError(f"rest={self.rest!r} is unknown; choose one of {', '.join(RESTS)}.")
+        for rewrite in self.rewrites:
+            if not hasattr(rewrite, "apply") or not hasattr(rewrite, "contract"):
+                raise OptionError(f"rewrites must be objects from attnopt.rewrites, not {rewrite!r}.")
+
+
+def optimize(
+    model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *,
+    rewrites: Sequence[Any] | None = None, tolerance: Any = None, calibration: Any = None, dynamic_shapes: Any = None,
+    rest: str = "eager", validate: bool = True, strict: bool = False, options: Options | Mapping[str, Any] | None = None,
+) -> OptimizedModule:  # fmt: skip
+    """The model with its attention rewritten: a new module that shares the original's parameters.
+
+    Args:
+        model: any module; it is never changed.
+        args, kwargs: example inputs of the forward. Without them the first call captures.
+        rewrites: approximate rewrites from `attnopt.rewrites`, in order. Exact ones always run.
+        tolerance: how much the approximate rewrites may change; see `attnopt.rewrites.Tolerance`.
+        calibration: inputs on which approximate rewrites are measured: a sequence of args tuples or kwargs dicts.
+        dynamic_shapes: as for `torch.export.export`; other sizes raise `ShapeError`.
+        rest: what runs everything but attention: `eager` or `inductor`.
+        validate: compare every site, and the model's output, before and after on the example inputs.
+        strict: raise `UnfusedError` if any site is declined.
+        options: `Options` or a mapping of its fields.
+
+    Returns:
+        A module with `.report`; outputs keep the types that the original returns.
+
+    Raises:
+        OptionError: for unknown rewrites or options. CaptureError: if no graph can be made.
+        ShapeError: for inputs that do not fit the model's device or, later, the captured shapes.
+    """
+    _check_call(model, args, kwargs)
+    settings = Settings(
+        tuple(rewrites or ()), tolerance, calibration, dynamic_shapes, rest, validate, strict, Options.make(options)
+    )
+    fast = OptimizedModule(model, _Builder(settings))
+    if args or kwargs:
+        fast.compile_for(tuple(args), dict(kwargs or {}))
+    return fast
+
+
+def explain(
+    model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, **same: Any
+) -> Report:
+    """The report that `optimize` with the same arguments would start from. Changes and compiles nothing."""
+    _check_call(model, args, kwargs)
+    known = {"rewrites", "tolerance", "calibration", "dynamic_shapes", "rest", "validate", "strict", "options"}
+    if set(same) - known:
+        raise OptionError(f"unknown arguments {sorted(set(same) - known)}; known are {sorted(known)}.")
+    options = Options.make(same.get("options"))
+    try:
+        captured = capture(share(model), tuple(args), dict(kwargs or {}), same.get("dynamic_shapes"))
+    except CaptureError as error:
+        from attnopt.dynamo import explain_with_dynamo
+
+        return explain_with_dynamo(share(model), tuple(args), dict(kwargs or {}), options, str(error))
+    found = pipeline.find(captured.gm.graph, _constants(captured), options)
+    return Report(tuple(f.site() for f in found), type(model).__name__)
+
+
+def _check_call(model: Any, args: Any, kwargs: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if not isinstance(args, (tuple, list)):
+        raise OptionError(f"args must be a tuple of the forward's arguments, not {type(args).__name__}: write (x,).")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise OptionError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}.")
+
+
+def _constants(captured: Captured) -> dict[str, torch.Tensor]:
+    """Scalars that the trace made, by placeholder name: nobody can change them between calls."""
+    names = [n for n in captured.gm.graph.nodes if n.op == "placeholder"]
+    return {
+        str(node.target): captured.constants[state]
+        for node, state in zip(names, captured.states, strict=False)
+        if state in captured.constants and captured.constants[state].dim() == 0
+    }
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the forward of an `OptimizedModule`; picklable, so that the module is."""
+
+    settings: Settings
+
+    def __call__(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
+        settings = self.settings
+        dispatch.use(settings.options)
+        try:
+            captured = capture(fast._source, args, kwargs, settings.dynamic_shapes)
+        except CaptureError as error:
+            from attnopt.dynamo import compile_with_dynamo
+
+            return compile_with_dynamo(fast, args, kwargs, settings, str(error))
+        return _build(fast, captured, args, kwargs, settings)
+
+
+def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> tuple[Any, Report]:
+    constants, options = _constants(captured), settings.options
+    if options.dump:
+        pipeline.dump(options.dump, captured.gm, (), "00_captured")
+    original = None
+    if settings.validate:
+        original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph))
+    found = pipeline.lower(captured.gm, pipeline.find(captured.gm.graph, constants, options))
+    if options.dump:
+        pipeline.dump(options.dump, captured.gm, found, "01_lowered")
+    run: Any = captured.gm
+    compiled = Compiled(captured, run, fast)
+    sites, figures = [f.site() for f in found], {}
+    if original is not None:
+        leaves = captured.flatten(args, kwargs)
+        states = [held[name] for held, name in compiled.slots]
+        failed, errors, figures = validate_graphs(original, captured.gm, found, [*states, *leaves], options)
+        sites = [_with_error(site, errors.get(site.name)) for site in sites]
+        if failed:
+            return _without(fast, captured, original, failed, args, kwargs, settings)
+    if settings.rest == "inductor":
+        compiled.run = torch.compile(captured.gm, backend="inductor")
+    sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key)) if s.spec is not None else s for s in sites]
+    return compiled, _finish(fast, sites, figures, settings)
+
+
+def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
+    fresh = torch.fx.Graph()
+    output = fresh.graph_copy(graph, {})
+    fresh.output(output)
+    return fresh
+
+
+def _with_error(site: Site, error: Any) -> Site:
+    return site if error is None else replace(site, error=error)
+
+
+def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, str], args: Any, kwargs: Any, settings: Settings) -> Any:
+    """Build again with the failed sites left as they are; the report says why."""
+    gm = torch.fx.GraphModule(original, _copy(original.graph))
+    again = replace(captured, gm=gm)
+    found = []
+    for item in pipeline.find(gm.graph, _constants(again), settings.options):
+        if item.anchor.name in failed and isinstance(item.result, Region):
+            item = replace(item, result=pipeline.Decline(f"validation failed: {failed[item.anchor.name]}"))
+        found.append(item)
+    found = pipeline.lower(gm, found)
+    sites = [f.site() for f in found]
+    return Compiled(again, gm, fast), _finish(fast, sites, {}, settings)
+
+
+def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, notes: tuple[str, ...] = ()) -> Report:
+    report = Report(tuple(sites), type(fast._source).__name__, notes, figures)
+    if settings.strict and report.declined:
+        raise UnfusedError(f"strict=True, and {report.declined} of {len(sites)} sites were declined:\n{report}")
+    return report

@@ -1,0 +1,209 @@
+"""Any model to one normal form: a pre-dispatch aten `fx.Graph` with parameters by name.
+
+The only user of `torch.export` and of Dynamo's graphs. Knows nothing of attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from attnopt.errors import CaptureError, ShapeError
+from attnopt.graph import normalize, value
+
+log = logging.getLogger("attnopt")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What one flattened input must look like: a tensor's dtype, device and sizes, or a constant."""
+
+    path: str
+    constant: object = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    sizes: tuple[int | str, ...] = ()
+    used: bool = True
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph. Placeholders: the states by name, then the flattened inputs.
+
+    `states` are qualified names of parameters and buffers; `constants` are tensors that the trace made.
+    """
+
+    gm: fx.GraphModule
+    states: tuple[str, ...]
+    constants: Mapping[str, torch.Tensor]
+    leaves: tuple[Leaf, ...]
+    ranges: Mapping[str, tuple[int, int]]
+    in_spec: Any
+    out_spec: Any
+    training: bool
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The inputs as the graph takes them. Raises `ShapeError` if they are not what was captured."""
+        kwargs = _in_order(self.in_spec, kwargs)
+        leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        if spec != self.in_spec:
+            raise ShapeError(
+                f"the inputs are arranged differently from those captured: asked for {self.in_spec}, saw {spec}. "
+                "Call with the same arguments, or call attnopt.optimize again with these."
+            )
+        check_inputs(self.leaves, self.ranges, leaves)
+        return leaves
+
+
+def share(model: nn.Module) -> nn.Module:
+    """A structural copy of the model that shares its parameters and buffers."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CaptureError(f"{type(model).__name__} cannot be copied: {error}. Give its modules a deepcopy.") from error
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None
+) -> Captured:
+    """Capture by `torch.export`. Raises `CaptureError` when the model cannot be exported."""
+    _check_devices(model, args, kwargs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        raise CaptureError(
+            f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: "
+            f"{first[0] if first else ''}"
+        ) from error
+    return _from_program(program, model.training)
+
+
+def _from_program(program: torch.export.ExportedProgram, training: bool) -> Captured:
+    signature, gm = program.graph_signature, program.graph_module
+    kinds = torch.export.graph_signature.InputKind
+    states: list[str] = []
+    constants: dict[str, torch.Tensor] = {}
+    inputs: list[fx.Node] = []
+    nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(nodes, signature.input_specs, strict=True):
+        if spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+            states.append(str(spec.target))
+        elif spec.kind is kinds.CONSTANT_TENSOR:
+            constants[str(spec.target)] = program.constants[spec.target]
+            states.append(str(spec.target))
+        elif spec.kind is kinds.USER_INPUT:
+            inputs.append(node)
+        else:
+            raise CaptureError(f"the captured graph takes an input of kind {spec.kind.name}, which attnopt cannot run.")
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(inputs, in_spec))[0]]
+    leaves = tuple(_leaf(path, node, spec) for path, node, spec in zip(
+        paths, inputs, [s for s in signature.input_specs if s.kind is kinds.USER_INPUT], strict=True))
+    ranges = {str(s): (int(r.lower), int(min(r.upper, 2**62))) for s, r in program.range_constraints.items()}
+    return Captured(normalize(gm), tuple(states), constants, leaves, ranges, in_spec, out_spec, training)
+
+
+def _leaf(path: str, node: fx.Node, spec: Any) -> Leaf:
+    seen = value(node)
+    if isinstance(seen, torch.Tensor):
+        sizes = tuple(x if isinstance(x, int) else str(x.node.expr) for x in seen.shape)
+        return Leaf(path, None, seen.dtype, seen.device, sizes, bool(node.users))
+    constant = getattr(spec.arg, "value", seen)
+    return Leaf(path, constant)
+
+
+def check_inputs(leaves: Sequence[Leaf], ranges: Mapping[str, tuple[int, int]], given: Sequence[Any]) -> None:
+    """Raise `ShapeError` at the first input that differs from what was captured."""
+    bound: dict[str, int] = {}
+    derived: list[tuple[Leaf, int, str, int]] = []
+    for leaf, seen in zip(leaves, given, strict=True):
+        if leaf.dtype is None:
+            if isinstance(leaf.constant, (int, float, str, bool, type(None))) and seen != leaf.constant:
+                raise ShapeError(f"input {leaf.path} was captured as the constant {leaf.constant!r}; saw {seen!r}. "
+                                 "Call attnopt.optimize again with this value.")
+            continue
+        if not isinstance(seen, torch.Tensor):
+            raise ShapeError(f"input {leaf.path} must be a tensor; saw {type(seen).__name__}.")
+        if seen.dtype != leaf.dtype or seen.device != leaf.device or seen.dim() != len(leaf.sizes):
+            raise ShapeError(
+                f"input {leaf.path} was captured as {leaf.dtype} on {leaf.device} with {len(leaf.sizes)} dimensions; "
+                f"saw {seen.dtype} on {seen.device} with {seen.dim()}. Move or cast it, or optimize again with it."
+            )
+        for dim, (asked, size) in enumerate(zip(leaf.sizes, seen.shape, strict=True)):
+            if isinstance(asked, int):
+                if asked != size:
+                    raise _size_error(leaf, dim, str(asked), size)
+            elif asked.isidentifier():
+                _bind(leaf, dim, asked, size, bound, ranges)
+            else:
+                derived.append((leaf, dim, asked, size))
+    for leaf, dim, asked, size in derived:
+        if _evaluate(asked, bound) != size:
+            raise _size_error(leaf, dim, asked, size)
+
+
+def _bind(leaf: Leaf, dim: int, name: str, size: int, bound: dict[str, int], ranges: Any) -> None:
+    low, high = ranges.get(name, (0, 2**62))
+    if bound.setdefault(name, size) != size:
+        raise _size_error(leaf, dim, f"{bound[name]}, as another input has", size)
+    if not low <= size <= high:
+        raise _size_error(leaf, dim, f"between {low} and {high}", size)
+
+
+def _size_error(leaf: Leaf, dim: int, asked: str, size: int) -> ShapeError:
+    return ShapeError(
+        f"dimension {dim} of input {leaf.path} must be {asked}; saw {size}. "
+        "Pass dynamic_shapes to attnopt.optimize to let it vary, or optimize again with this shape."
+    )
+
+
+def _evaluate(text: str, bound: Mapping[str, int]) -> int:
+    """A size such as `2*s0 + 1`, by arithmetic on a parsed tree."""
+    import ast
+
+    def walk(node: ast.AST) -> int:
+        match node:
+            case ast.Expression():
+                return walk(node.body)
+            case ast.Constant(value=int() as number):
+                return number
+            case ast.Name(id=name):
+                return bound[name]
+            case ast.BinOp(left=x, op=ast.Add(), right=y):
+                return walk(x) + walk(y)
+            case ast.BinOp(left=x, op=ast.Sub(), right=y):
+                return walk(x) - walk(y)
+            case ast.BinOp(left=x, op=ast.Mult(), right=y):
+                return walk(x) * walk(y)
+            case ast.UnaryOp(op=ast.USub(), operand=x):
+                return -walk(x)
+        raise ShapeError(f"the captured size {text!r} cannot be checked.")
+
+    return walk(ast.parse(text, mode="eval"))
+
+
+def _in_order(in_spec: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = list(in_spec.child(1).context) if hasattr(in_spec, "child") else list(in_spec.children_specs[1].context)
+    return {n: kwargs[n] for n in names} if set(names) == set(kwargs) else kwargs
+
+
+def _check_devices(model: nn.Module, args: Any, kwargs: Any) -> None:
+    devices = {p.device for p in model.parameters()}
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor) and len(devices) == 1 and leaf.device not in devices and leaf.dim() > 0:
+            raise ShapeError(
+                f"the model is on {next(iter(devices))} but an input of shape {tuple(leaf.shape)} is on {leaf.device}. "
+                "Move one of them."
+            )

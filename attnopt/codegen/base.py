@@ -1,0 +1,51 @@
+"""What a code generator is given beside the spec, and what it gives back. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+ABI = 1
+
+
+@dataclass(frozen=True)
+class CaptureLayout:
+    """Dtype name of a captured tensor, and its stride along the index that carries `k`: 0, 1 or None (any)."""
+
+    dtype: str
+    k_stride: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The part of the inputs that a kernel is specialised for: dtypes and unit strides, never sizes."""
+
+    dtype: str
+    captures: tuple[CaptureLayout, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule of a CPU kernel: tile of queries by keys, vector lanes, rows of the register tile."""
+
+    block_q: int = 48
+    block_k: int = 128
+    lanes: int = 8
+    rows: int = 6
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Generated source with what it was generated from. `key` identifies the text and its inputs."""
+
+    language: str
+    source: str
+    spec_key: str
+    layout: Layout
+    plan: Plan
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 over language, ABI and source."""
+        return hashlib.sha256(f"{self.language}\n{ABI}\n{self.source}".encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""`torch.compile(model, backend="attnopt")`, and the way in for models that `torch.export` refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attnopt import pipeline
+from attnopt.errors import CaptureError, OptionError
+from attnopt.graph import normalize
+from attnopt.options import Options
+from attnopt.report import Report
+from attnopt.runtime import dispatch, op  # noqa: F401  (registers attnopt::attention)
+
+log = logging.getLogger("attnopt")
+RESTS = ("inductor", "eager")
+_KEPT_REPORTS = 64
+reports: list[Report] = []
+"""One report for each graph compiled by the backend, newest last; the oldest are dropped."""
+
+
+def attnopt_backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
+    """The Dynamo backend: attention is rewritten, the rest goes to Inductor.
+
+    Args:
+        gm, example_inputs: as Dynamo gives them.
+        options: `{"rest": "inductor" | "eager"}` and any field of `attnopt.Options`.
+        mode: not used by this backend; a mode raises `OptionError`.
+    """
+    if mode is not None:
+        raise OptionError(f"mode={mode!r} is not known to the attnopt backend; use options={{...}}.")
+    given = dict(options or {})
+    rest = given.pop("rest", "inductor")
+    if rest not in RESTS:
+        raise OptionError(f"rest={rest!r} is unknown; choose one of {', '.join(RESTS)}.")
+    compiled, report = compile_graph(gm, example_inputs, rest, Options.make(given))
+    reports.append(report)
+    del reports[:-_KEPT_REPORTS]
+    log.info("%s", report)
+    return compiled
+
+
+def compile_graph(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], rest: str, options: Options
+) -> tuple[Callable[..., Any], Report]:
+    """A Dynamo graph with its attention rewritten, as a callable on the same inputs."""
+    dispatch.use(options)
+    traced = retrace(gm, example_inputs)
+    found = pipeline.lower(traced, pipeline.find(traced.graph, {}, options))
+    report = Report(tuple(f.site() for f in found), "torch.compile graph")
+    if rest == "eager":
+        return traced.forward, report
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(traced, list(example_inputs)), report
+
+
+def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
+    """The graph in normal form. Raises `CaptureError` when it cannot be traced."""
+
+    def run(*inputs: Any) -> Any:
+        return fx.Interpreter(gm).run(*inputs)
+
+    try:
+        with fx.traceback.preserve_node_meta():
+            traced = make_fx(run, pre_dispatch=True)(*example_inputs)
+    except Exception as error:
+        raise CaptureError(f"Dynamo's graph could not be traced to aten: {type(error).__name__}: {error}") from error
+    return normalize(traced)
+
+
+class _Collecting:
+    """A backend that remembers the report of every graph."""
+
+    def __init__(self, rest: str, options: Options) -> None:
+        self.rest, self.options = rest, options
+        self.reports: list[Report] = []
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        compiled, report = compile_graph(gm, example_inputs, self.rest, self.options)
+        self.reports.append(report)
+        return compiled
+
+
+class DynamoModule:
+    """What runs an `OptimizedModule` whose model cannot be exported: the model under `torch.compile`."""
+
+    def __init__(self, source: nn.Module, rest: str, options: Options, dynamic: bool | None) -> None:
+        self.backend = _Collecting(rest, options)
+        self.function = torch.compile(source, backend=self.backend, dynamic=dynamic)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def compile_with_dynamo(
+    fast: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Any, why: str
+) -> tuple[DynamoModule, Report]:
+    """The other way: graphs as Dynamo breaks them, compiled while the model runs once on the inputs."""
+    if any(getattr(r, "contract", None) is not None for r in settings.rewrites):
+        raise CaptureError(f"approximate rewrites need a whole graph, and there is none. {why}")
+    from attnopt.module import bind_states
+
+    source = bind_states(fast)
+    compiled = DynamoModule(source, settings.rest, settings.options, True if settings.dynamic_shapes else None)
+    try:
+        with torch.no_grad():
+            compiled(args, kwargs)
+    except Exception as error:
+        raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
+    sites = tuple(site for report in compiled.backend.reports for site in report.sites)
+    sites = tuple(replace(s, kernel=dispatch.kernel_used(s.spec.key)) if s.spec is not None else s for s in sites)
+    notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
+    return compiled, Report(sites, type(fast._source).__name__, notes)
+
+
+def explain_with_dynamo(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, why: str
+) -> Report:
+    """The sites of every graph that Dynamo makes; nothing is rewritten."""
+    found: list[Any] = []
+
+    def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        traced = retrace(gm, example_inputs)
+        found.extend(f.site() for f in pipeline.find(traced.graph, {}, options))
+        return gm.forward
+
+    try:
+        with torch.no_grad():
+            torch.compile(source, backend=look)(*args, **kwargs)
+    except Exception as error:
+        raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
+    return Report(tuple(found), type(source).__name__, (f"captured by Dynamo, because {why}",))

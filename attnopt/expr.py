@@ -1,0 +1,446 @@
+"""The symbols and functions of a spec's expressions, their canonical form and their text form.
+
+Numbers are exact rationals, so `s*0.125` and `s/8` are one expression. Integer comparisons meet in
+`e >= 0`, so every spelling of causal is one expression. Text is JSON of named nodes, parsed by a table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import lru_cache, reduce
+from typing import Any
+
+import sympy as sp
+from sympy.logic.boolalg import Boolean, BooleanFalse, BooleanTrue
+
+from attnopt.errors import SpecError
+
+# q·k before any scale, and the coordinates: batch, query head, query position, key position, feature.
+s = sp.Symbol("s", real=True)
+b, h, q, k, d = sp.symbols("b h q k d", integer=True, nonnegative=True)
+# Sizes that are known only at run time: batch, heads, queries, keys.
+n_b, n_h, n_q, n_k = sp.symbols("n_b n_h n_q n_k", integer=True, positive=True)
+COORDINATES = (b, h, q, k)
+SIZES = (n_b, n_h, n_q, n_k)
+NEG_INF = sp.S.NegativeInfinity
+
+
+class Load(sp.Function):
+    """`Load(name, i, j, ...)`: a floating-point element of a captured tensor."""
+
+    is_extended_real = True
+
+    @classmethod
+    def eval(cls, *args: sp.Basic) -> None:
+        return None
+
+    def _eval_derivative(self, symbol: sp.Symbol) -> sp.Expr:
+        return sp.S.Zero
+
+
+class IntLoad(Load):
+    """An element of a captured integer or boolean tensor (True is 1)."""
+
+    is_integer = True
+    is_finite = True
+
+
+class FloorDiv(sp.Function):
+    """Integer division that rounds down."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr, y: sp.Expr) -> sp.Expr | None:
+        if y == 1:
+            return x
+        if x.is_Integer and y.is_Integer and y != 0:
+            return sp.Integer(int(x) // int(y))
+        return None
+
+
+class Mod(sp.Function):
+    """Remainder with the sign of the divisor."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr, y: sp.Expr) -> sp.Expr | None:
+        if y == 1:
+            return sp.S.Zero
+        if x.is_Integer and y.is_Integer and y != 0:
+            return sp.Integer(int(x) % int(y))
+        return None
+
+
+class Maximum(sp.Function):
+    """The larger of two numbers."""
+
+    is_extended_real = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr, y: sp.Expr) -> sp.Expr | None:
+        if x == y or (x.is_Rational and y.is_Rational):
+            return max(x, y)
+        return None
+
+    def _eval_is_integer(self) -> bool | None:
+        return True if all(a.is_integer for a in self.args) else None
+
+
+class Minimum(sp.Function):
+    """The smaller of two numbers."""
+
+    is_extended_real = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr, y: sp.Expr) -> sp.Expr | None:
+        if x == y or (x.is_Rational and y.is_Rational):
+            return min(x, y)
+        return None
+
+    def _eval_is_integer(self) -> bool | None:
+        return True if all(a.is_integer for a in self.args) else None
+
+
+class Trunc(sp.Function):
+    """A float rounded toward zero to an integer, as a cast does."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return x if x.is_integer else None
+
+
+class Where(sp.Function):
+    """`Where(condition, x, y)`: x where the condition holds, else y."""
+
+    is_extended_real = True
+
+    @classmethod
+    def eval(cls, c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr | None:
+        if c == sp.true or x == y:
+            return x
+        return y if c == sp.false else None
+
+    def _eval_is_integer(self) -> bool | None:
+        return True if self.args[1].is_integer and self.args[2].is_integer else None
+
+    def _eval_derivative(self, symbol: sp.Symbol) -> sp.Expr:
+        c, x, y = self.args
+        return Where(c, sp.diff(x, symbol), sp.diff(y, symbol))
+
+
+def load(name: str, *indices: sp.Expr, integer: bool = False) -> Load:
+    """The element of the captured tensor `name` at `indices`."""
+    if not name.isidentifier():
+        raise SpecError(f"a capture's name must be an identifier: {name!r}.")
+    return (IntLoad if integer else Load)(sp.Symbol(name), *indices)
+
+
+def is_boolean(value: object) -> bool:
+    """Whether an expression is a condition. A sympy symbol counts as both; ours are always numbers."""
+    return isinstance(value, Boolean) and not isinstance(value, sp.Symbol)
+
+
+def number(value: float | int | bool) -> sp.Expr:
+    """A Python number as an exact rational (or an infinity)."""
+    if value != value:
+        return sp.nan
+    if value in (float("inf"), float("-inf")):
+        return sp.oo if value > 0 else NEG_INF
+    return sp.Integer(value) if isinstance(value, int) else sp.Rational(value)
+
+
+def truth(value: sp.Basic) -> Boolean:
+    """A number as a boolean: non-zero is True. Sees through `Where(c, 1, 0)`."""
+    if is_boolean(value):
+        return value  # type: ignore[return-value]
+    if value.is_number:
+        return sp.true if value != 0 else sp.false
+    if isinstance(value, Where) and value.args[1].is_number and value.args[2].is_number:
+        yes, no = value.args[1] != 0, value.args[2] != 0
+        return sp.true if yes and no else value.args[0] if yes else sp.Not(value.args[0]) if no else sp.false
+    return sp.Ne(value, 0)
+
+
+def as_number(value: sp.Basic) -> sp.Expr:
+    """A boolean as 0 or 1; numbers pass through."""
+    if is_boolean(value):
+        return Where(value, sp.S.One, sp.S.Zero)
+    return value  # type: ignore[return-value]
+
+
+# --- canonical form --------------------------------------------------------------------------------
+
+
+def canon(expr: sp.Basic) -> sp.Basic:
+    """The one form in which equal masks and scores meet. Idempotent."""
+    return _canon(expr)
+
+
+@lru_cache(maxsize=16384)
+def _canon(expr: sp.Basic) -> sp.Basic:
+    if not expr.args:
+        return expr
+    if isinstance(expr, sp.core.relational.Relational):
+        return _relation(expr)
+    if isinstance(expr, sp.Not):
+        return _negate(_canon(expr.args[0]))
+    args = [_canon(a) for a in expr.args]
+    if isinstance(expr, Where):
+        return _where(*args)
+    if isinstance(expr, sp.Mul):
+        return _spread(args, sp.Mul)
+    if isinstance(expr, sp.Add):
+        return _spread(args, sp.Add)
+    return expr.func(*args)
+
+
+def _where(c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr:
+    """A test without negation at its head, so that both spellings of a mask agree."""
+    if isinstance(y, Where) and y.args[0] == c:
+        y = y.args[2]
+    if isinstance(x, Where) and x.args[0] == c:
+        x = x.args[1]
+    if isinstance(c, sp.Not) or (isinstance(c, (sp.Or, sp.Ne)) and _text(_negate(c)) < _text(c)):
+        return Where(_negate(c), y, x)
+    return Where(c, x, y)
+
+
+def _spread(args: list[sp.Expr], op: Callable[..., sp.Expr]) -> sp.Expr:
+    """Constants go into a `Where` of constants: `(1 - Where(c, 1, 0))*m` becomes `Where(c, 0, m)`."""
+    constants = [a for a in args if a.is_number]
+    tests = [a for a in args if isinstance(a, Where) and a.args[1].is_number and a.args[2].is_number]
+    if not constants or len(tests) != 1 or len(constants) + 1 != len(args):
+        return op(*args)
+    c, x, y = tests[0].args
+    x, y = op(x, *constants), op(y, *constants)
+    return op(*args) if sp.nan in (x, y) else Where(c, x, y)
+
+
+def _relation(rel: sp.Basic) -> Boolean:
+    lhs, rhs = _canon(rel.args[0]), _canon(rel.args[1])
+    e = sp.expand(lhs - rhs) if sp.oo not in (lhs, rhs) and NEG_INF not in (lhs, rhs) else None
+    if e is None:
+        return rel.func(lhs, rhs)
+    if isinstance(rel, (sp.Eq, sp.Ne)):
+        folded = _equality(rel, e)
+        return folded
+    if isinstance(rel, (sp.Lt, sp.Le)):
+        e = -e
+    strict = isinstance(rel, (sp.Lt, sp.Gt))
+    if e.is_integer:
+        return _nonnegative(e - 1 if strict else e)
+    return sp.Gt(e, 0) if strict else sp.Ge(e, 0)
+
+
+def _equality(rel: sp.Basic, e: sp.Expr) -> Boolean:
+    if isinstance(e, Where) and e.args[1].is_number and e.args[2].is_number:
+        unequal = _canon(truth(e))
+        return unequal if isinstance(rel, sp.Ne) else _negate(unequal)
+    if isinstance(e, sp.Add) and len(e.args) == 2 and e.args[0].is_number and isinstance(e.args[1], Where):
+        moved = _spread(list(e.args), sp.Add)
+        if isinstance(moved, Where):
+            return _equality(rel, moved)
+    e = _primitive(e)
+    if e.is_number:
+        return sp.true if (e == 0) == isinstance(rel, sp.Eq) else sp.false
+    return rel.func(min((e, sp.expand(-e)), key=_text), 0, evaluate=False)
+
+
+def _nonnegative(e: sp.Expr) -> Boolean:
+    """`e >= 0` over the integers, divided by the common factor of the coefficients."""
+    terms = sp.Add.make_args(e)
+    coefficients = [t.as_coeff_Mul()[0] for t in terms if not t.is_number]
+    if coefficients and all(c.is_Integer for c in coefficients):
+        common = reduce(sp.gcd, coefficients)
+        if common > 1:
+            constant = sum((t for t in terms if t.is_number), sp.S.Zero)
+            e = sum((t / common for t in terms if not t.is_number), sp.S.Zero) + sp.floor(constant / common)
+    return sp.Ge(e, 0)
+
+
+def _primitive(e: sp.Expr) -> sp.Expr:
+    return e.as_content_primitive()[1] if e.is_Add else e.as_coeff_Mul()[1] if not e.is_number else e
+
+
+def _negate(c: Boolean) -> Boolean:
+    if isinstance(c, sp.And):
+        return sp.Or(*[_negate(a) for a in c.args])
+    if isinstance(c, sp.Or):
+        return sp.And(*[_negate(a) for a in c.args])
+    if isinstance(c, sp.core.relational.Relational):
+        return _relation(c.negated)
+    return sp.Not(c)
+
+
+# --- text form -------------------------------------------------------------------------------------
+
+_NODES: dict[str, Any] = {
+    "add": sp.Add, "mul": sp.Mul, "pow": sp.Pow, "load": Load, "intload": IntLoad, "floordiv": FloorDiv,
+    "mod": Mod, "max": Maximum, "min": Minimum, "where": Where, "trunc": Trunc, "abs": sp.Abs, "exp": sp.exp,
+    "log": sp.log, "tanh": sp.tanh, "sin": sp.sin, "cos": sp.cos, "sign": sp.sign, "erf": sp.erf,
+    "floor": sp.floor, "and": sp.And, "or": sp.Or, "not": sp.Not, "ge": sp.Ge, "gt": sp.Gt, "eq": sp.Eq,
+    "ne": sp.Ne, "le": sp.Le, "lt": sp.Lt,
+}  # fmt: skip
+_NAMES = {cls: name for name, cls in _NODES.items()}
+KNOWN = frozenset({*_NODES.values(), sp.exp})
+_UNORDERED = {"add", "mul", "and", "or"}
+_SYMBOLS = {x.name: x for x in (s, *COORDINATES, d, *SIZES)}
+
+
+def scalar(name: str) -> sp.Symbol:
+    """An integer that the graph supplies at run time, such as a cache offset."""
+    return sp.Symbol(name, integer=True)
+
+
+def to_tree(expr: sp.Basic) -> list[Any]:
+    """Nested lists of strings; equal expressions give equal trees in every process."""
+    if isinstance(expr, (BooleanTrue, BooleanFalse)):
+        return ["bool", str(bool(expr))]
+    if expr in (sp.oo, NEG_INF):
+        return ["inf", "+" if expr == sp.oo else "-"]
+    if isinstance(expr, sp.Rational):
+        return ["num", str(expr.p), str(expr.q)]
+    if isinstance(expr, sp.Symbol):
+        return ["sym", expr.name]
+    if expr is sp.E:
+        return ["e"]
+    name = "exp" if isinstance(expr, sp.exp) else _NAMES.get(expr.func)
+    if name is None:
+        raise SpecError(f"an expression may not contain {expr.func.__name__}: {expr}.")
+    args = [to_tree(a) for a in expr.args]
+    return [name, *(sorted(args, key=json.dumps) if name in _UNORDERED else args)]
+
+
+def from_tree(tree: Any, depth: int = 0) -> sp.Basic:
+    """The inverse of `to_tree`. Anything that is not on the list of nodes raises `SpecError`."""
+    if depth > 200 or not isinstance(tree, list) or not tree or not isinstance(tree[0], str):
+        raise SpecError("expression text is malformed: every node must be a list that starts with its name.")
+    name, *rest = tree
+    try:
+        if name in ("bool", "inf", "num", "sym", "e"):
+            return _leaf(name, rest)
+        if name in ("load", "intload"):
+            return load(rest[0][1], *[from_tree(a, depth + 1) for a in rest[1:]], integer=name == "intload")
+        return _NODES[name](*[from_tree(a, depth + 1) for a in rest])
+    except SpecError:
+        raise
+    except KeyError:
+        raise SpecError(f"expression text names an unknown node {name!r}.") from None
+    except Exception as error:
+        raise SpecError(f"expression text has a malformed {name!r} node: {error}.") from None
+
+
+def _leaf(name: str, rest: list[str]) -> sp.Basic:
+    if not all(isinstance(r, str) and len(r) < 2000 for r in rest):
+        raise SpecError(f"expression text has a malformed {name!r} leaf.")
+    if name == "bool":
+        return {"True": sp.true, "False": sp.false}[rest[0]]
+    if name == "inf":
+        return {"+": sp.oo, "-": NEG_INF}[rest[0]]
+    if name == "num":
+        return sp.Rational(int(rest[0]), int(rest[1]))
+    if name == "e":
+        return sp.E
+    if not rest[0].isidentifier():
+        raise SpecError(f"expression text names a symbol {rest[0]!r} that is no identifier.")
+    return _SYMBOLS.get(rest[0]) or scalar(rest[0])
+
+
+def _text(expr: sp.Basic) -> str:
+    return json.dumps(to_tree(expr), separators=(",", ":"))
+
+
+def loads(*exprs: sp.Basic) -> list[Load]:
+    """Every load in the expressions, outermost first, each once, in a stable order."""
+    found: dict[Load, None] = {}
+    for expr in exprs:
+        for node in sp.preorder_traversal(expr):
+            if isinstance(node, Load):
+                found.setdefault(node)
+    return sorted(found, key=_text)
+
+
+def load_names(*exprs: sp.Basic) -> list[str]:
+    """The names of the captured tensors that the expressions read."""
+    return sorted({load.args[0].name for load in loads(*exprs)})
+
+
+def depends(expr: sp.Basic, *symbols: sp.Symbol) -> bool:
+    """Whether the expression mentions one of the symbols (capture names do not count)."""
+    return bool(expr.free_symbols & set(symbols))
+
+
+# --- readable form ---------------------------------------------------------------------------------
+
+_INFIX = {sp.Ge: ">=", sp.Gt: ">", sp.Eq: "==", sp.Ne: "!=", sp.Le: "<=", sp.Lt: "<"}
+
+
+def show(expr: sp.Basic) -> str:
+    """One readable line: `s/8 + bias[h, q, k]`, `k <= q and pad[b, k]`."""
+    if isinstance(expr, sp.Rational):
+        short = f"{float(expr):.6g}"
+        return str(expr) if expr.q <= 1024 and abs(expr.p) < 1_000_000 else short
+    if expr in (sp.oo, NEG_INF):
+        return "inf" if expr == sp.oo else "-inf"
+    if isinstance(expr, Load):
+        return f"{expr.args[0].name}[{', '.join(show(a) for a in expr.args[1:])}]"
+    if isinstance(expr, sp.core.relational.Relational):
+        return _show_relation(expr)
+    if isinstance(expr, (sp.And, sp.Or)):
+        word = " and " if isinstance(expr, sp.And) else " or "
+        parts = sorted((show(a) for a in expr.args), key=lambda text: ("[" in text, text))
+        return word.join(f"({p})" if " or " in p or " and " in p else p for p in parts)
+    if isinstance(expr, sp.Not):
+        return f"not ({show(expr.args[0])})"
+    if isinstance(expr, sp.Add):
+        terms = sorted(expr.args, key=lambda t: (not t.has(s), bool(t.is_number), t.could_extract_minus_sign(), show(t)))
+        return reduce(lambda a, t: f"{a} - {t[1:]}" if t.startswith("-") else f"{a} + {t}", map(show, terms))
+    if isinstance(expr, sp.Mul):
+        return _show_product(expr)
+    if isinstance(expr, sp.Pow):
+        return f"{_atom(expr.args[0])}**{_atom(expr.args[1])}"
+    if isinstance(expr, (FloorDiv, Mod)):
+        return f"{_atom(expr.args[0])}{'//' if isinstance(expr, FloorDiv) else ' % '}{_atom(expr.args[1])}"
+    if expr.args:
+        return f"{expr.func.__name__.lower()}({', '.join(show(a) for a in expr.args)})"
+    return str(expr)
+
+
+def _show_relation(rel: sp.Basic) -> str:
+    lhs, rhs = rel.args
+    if isinstance(rel, sp.Ne) and rhs == 0 and isinstance(lhs, IntLoad):
+        return show(lhs)
+    if isinstance(rel, sp.Eq) and rhs == 0 and isinstance(lhs, IntLoad):
+        return f"not {show(lhs)}"
+    if rhs == 0 and isinstance(lhs, sp.Add) and isinstance(rel, (sp.Ge, sp.Gt)):
+        minus = [t for t in lhs.args if t.could_extract_minus_sign()]
+        left, right = sp.Add(*[-t for t in minus]), sp.Add(*[t for t in lhs.args if t not in minus])
+        return f"{show(left)} {'<' if isinstance(rel, sp.Gt) else '<='} {show(right)}"
+    return f"{show(lhs)} {_INFIX[rel.func]} {show(rhs)}"
+
+
+def _show_product(expr: sp.Mul) -> str:
+    coefficient, rest = expr.as_coeff_Mul()
+    body = "*".join(_atom(a) for a in sp.Mul.make_args(rest))
+    if coefficient == -1:
+        return f"-{body}"
+    if coefficient.p == 1 and 1 < coefficient.q <= 1024:
+        return f"{_atom(rest) if len(sp.Mul.make_args(rest)) == 1 else body}/{coefficient.q}"
+    return f"{show(coefficient)}*{body}" if coefficient != 1 else body
+
+
+def _atom(expr: sp.Basic) -> str:
+    text = show(expr)
+    if isinstance(expr, sp.Symbol):
+        return text
+    return f"({text})" if isinstance(expr, (sp.Add, sp.Mul)) or is_boolean(expr) or text.startswith("-") else text
+
+
+def conjuncts(keep: Boolean) -> Iterable[Boolean]:
+    """The clauses of a conjunction; a single clause for anything else."""
+    return keep.args if isinstance(keep, sp.And) else () if keep == sp.true else (keep,)

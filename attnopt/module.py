@@ -1,0 +1,105 @@
+"""`OptimizedModule`: the user's model with a rewritten forward, sharing its parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from attnopt.capture import Captured, share
+from attnopt.report import Report
+
+
+class Compiled:
+    """A captured graph after rewriting, ready to run on the states of a module tree."""
+
+    def __init__(self, captured: Captured, run: Any, tree: nn.Module) -> None:
+        self.captured = captured
+        self.run = run
+        self.slots = [_slot(tree, name, captured) for name in captured.states]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves = self.captured.flatten(args, kwargs)
+        states = [held[name] for held, name in self.slots]
+        return pytree.tree_unflatten(list(self.run(*states, *leaves)), self.captured.out_spec)
+
+
+def _slot(tree: nn.Module, name: str, captured: Captured) -> tuple[dict[str, Any], str]:
+    """Where a state lives: looked up at every call, so that moved or loaded states are seen."""
+    owner_name, _, leaf = name.rpartition(".")
+    try:
+        owner = tree.get_submodule(owner_name)
+    except AttributeError:
+        return dict(captured.constants), name
+    for held in (owner._parameters, owner._buffers):
+        if leaf in held:
+            return held, leaf  # type: ignore[return-value]
+    return dict(captured.constants), name
+
+
+class OptimizedModule(nn.Module):
+    """A model whose attention was rewritten.
+
+    Parameters and buffers keep their names and are the original's own tensors (rewritten ones excepted), so
+    training, `state_dict`, `load_state_dict` and `.to` work as on the original. The forward is captured for
+    training and for evaluation separately, when each is first called. Attributes that are not found here are
+    looked up on a copy of the original, so `fast.config` works.
+    """
+
+    report: Report
+
+    def __init__(self, model: nn.Module, build: Any) -> None:
+        super().__init__()
+        source = share(model)
+        for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            object.__setattr__(self, held, getattr(source, held))
+        self.training = source.training
+        object.__setattr__(self, "_source", source)
+        object.__setattr__(self, "_build", build)
+        object.__setattr__(self, "_compiled", {})
+        self.report = Report(model=type(model).__name__, notes=("not captured yet: the first call captures",))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the original's forward returns, of the same type."""
+        compiled = self._compiled.get(self.training)
+        if compiled is None:
+            compiled = self.compile_for(args, kwargs)
+        return compiled(args, kwargs)
+
+    def compile_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Capture, rewrite and validate for these inputs in the present mode."""
+        self._source.training = self.training
+        compiled, report = self._build(self, args, kwargs)
+        self._compiled[self.training] = compiled
+        self.report = report
+        return compiled
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            source = self.__dict__.get("_source")
+            if source is None or name.startswith("__"):
+                raise
+            return getattr(source, name)
+
+    def __reduce__(self) -> Any:
+        return _restore, (self._source, self._build, self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        import copy
+
+        return _restore(copy.deepcopy(self._source, memo), self._build, self.training)
+
+
+def _restore(source: nn.Module, build: Any, training: bool) -> OptimizedModule:
+    """A saved module: it captures again at its first call, since kernels and graphs are not saved."""
+    fresh = OptimizedModule(source, build)
+    return fresh.train(training)
+
+
+def bind_states(fast: OptimizedModule) -> nn.Module:
+    """The copy of the original on which `fast` captures, with the parameters and buffers that `fast` has now."""
+    source: nn.Module = fast._source
+    return source

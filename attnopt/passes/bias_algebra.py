@@ -1,0 +1,53 @@
+"""Exact algebra of the score: what is added alike to every key of a row cancels in the softmax.
+
+`softmax_k(x_k + c) = softmax_k(x_k)`: terms without `s` and `k` go, so ALiBi's `slope*(k - q)` becomes
+`slope*k`. A captured tensor that no expression loads any more goes too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import sympy as sp
+
+from attnopt import expr as ex
+from attnopt.passes.base import Rule
+from attnopt.region import Region
+from attnopt.spec import AttentionSpec
+
+
+def apply(region: Region) -> Region:
+    """The region with row terms cancelled; the same object if there are none."""
+    spec = cancel_rows(region.spec)
+    if spec is region.spec:
+        return region
+    kept = {c.name for c in spec.captures}
+    return region.replace(spec=spec, captures={n: o for n, o in region.captures.items() if n in kept})
+
+
+def cancel_rows(spec: AttentionSpec) -> AttentionSpec:
+    """Drop finite terms of the score that are the same for every key. Not with a sink or a returned lse."""
+    if spec.normalizer.sink is not None or spec.returns:
+        return spec
+    terms = sp.Add.make_args(sp.expand(spec.score))
+    kept = [t for t in terms if t.has(ex.s) or _varies(t)]
+    if len(kept) == len(terms):
+        return spec
+    score = sp.Add(*kept)
+    names = set(ex.load_names(score, spec.keep, spec.gate))
+    scalars = {x.name for x in (score.free_symbols | spec.keep.free_symbols | spec.gate.free_symbols)}
+    return replace(
+        spec,
+        score=score,
+        captures=tuple(c for c in spec.captures if c.name in names),
+        scalars=tuple(n for n in spec.scalars if n in scalars),
+    ).canonical()
+
+
+def _varies(term: sp.Expr) -> bool:
+    """Whether the term depends on the key, or may be infinite or NaN (which does not cancel)."""
+    # A loaded float may be infinite, and inf - inf is NaN in the source: only what is known to be finite cancels.
+    return term.has(ex.k) or any(not isinstance(load, ex.IntLoad) for load in term.atoms(ex.Load)) or term.has(sp.oo)
+
+
+RULE = Rule("bias_algebra", apply)

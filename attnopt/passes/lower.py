@@ -1,0 +1,173 @@
+"""Lowering: a region becomes one call of `attnopt::attention` in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.errors import Decline
+from attnopt.graph import value
+from attnopt.passes.line import draw
+from attnopt.region import Line, Operand, Region
+
+aten = torch.ops.aten
+
+
+class Lowering:
+    """Lowers regions of one graph; shared captures are prepared once."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.graph = gm.graph
+        self.prepared: dict[Any, fx.Node] = {}
+
+    def lower(self, region: Region) -> fx.Node | Decline:
+        """Replace the region's output by the operator. Returns the operator's node."""
+        if region.spec.dropout:
+            return Decline("dropout is active; the site stays as it is while the model trains", region.anchor)
+        scalars = [self._scalar(region, symbol) for symbol in region.scalars.values()]
+        for scalar in scalars:
+            if isinstance(scalar, Decline):
+                return scalar
+        captures = [self._capture(region, name, operand) for name, operand in region.captures.items()]
+        with self.graph.inserting_before(region.output):
+            query, key, val = (self._heads(region, o) for o in (region.query, region.key, region.value))
+            call = self.graph.call_function(
+                torch.ops.attnopt.attention.default, (query, key, val, captures, scalars, region.spec.text)
+            )
+            out = self.graph.call_function(__import__("operator").getitem, (call, 0))
+            out = self._arrange(region, out)
+        call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
+        out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
+        region.output.replace_all_uses_with(out)
+        _views_to_reshapes(out)
+        return call
+
+    def _call(self, target: Any, *args: Any) -> fx.Node:
+        return self.graph.call_function(target, args)
+
+    def _heads(self, region: Region, operand: Operand) -> fx.Node:
+        """The operand as [batch, heads, positions, width], by views wherever possible."""
+        position = "q" if operand is region.query else "k"
+        order = [*(region.batch or ("b",)), "h", position, "d"]
+        node, dims = self._select(operand.node, list(operand.dims))
+        present = [d for d in order if d in dims]
+        if dims != present:
+            node = self._call(aten.permute.default, node, [dims.index(d) for d in present])
+        for place, name in enumerate(order):
+            if name not in present:
+                node = self._call(aten.unsqueeze.default, node, place)
+        if any(b not in present for b in region.batch):
+            sizes = [self._extent(region, b) for b in region.batch]
+            node = self._call(aten.expand.default, node, [*sizes, -1, -1, -1])
+        if len(region.batch) > 1:
+            node = self._call(aten.flatten.using_ints, node, 0, len(region.batch) - 1)
+        return node
+
+    def _select(self, node: fx.Node, dims: list[Any]) -> tuple[fx.Node, list[Any]]:
+        for place in reversed(range(len(dims))):
+            if isinstance(dims[place], int):
+                node = self._call(aten.select.int, node, place, dims[place])
+                dims = dims[:place] + dims[place + 1 :]
+        return node, dims
+
+    def _extent(self, region: Region, name: str) -> Any:
+        for operand in (region.query, region.key, region.value):
+            if name in operand.dims:
+                place = operand.dims.index(name)
+                seen = value(operand.node).shape[place]
+                return seen if isinstance(seen, int) else self._call(aten.sym_size.int, operand.node, place)
+        place = next(i for i, d in enumerate(region.out_dims) if d == (name,))
+        return int(value(region.output).shape[place])
+
+    def _capture(self, region: Region, name: str, operand: Operand) -> fx.Node:
+        """The captured tensor with fixed dimensions gone, ordered, and its key dimension contiguous."""
+        order = sorted((d for d in operand.dims if isinstance(d, str)), key=lambda d: int(d[1:]))
+        key = (operand.node, operand.dims)
+        if key in self.prepared:
+            return self.prepared[key]
+        if isinstance(operand.node, Line):
+            key = (operand.node.places, operand.node.index, operand.node.table)
+            if key not in self.prepared:
+                self.prepared[key] = draw(self.graph, operand.node, region)
+            return self.prepared[key]
+        with self.graph.inserting_before(_after(operand.node)):
+            node, dims = self._select(operand.node, list(operand.dims))
+            if dims != order:
+                node = self._call(aten.permute.default, node, [dims.index(d) for d in order])
+            if self._scattered_keys(region, name, operand, order):
+                node = self._call(aten.clone.default, node)
+                node.kwargs = {"memory_format": torch.contiguous_format}
+        self.prepared[key] = node
+        return node
+
+    def _scattered_keys(self, region: Region, name: str, operand: Operand, order: list[str]) -> bool:
+        """Whether neighbouring keys lie apart in memory, so that a kernel would have to gather."""
+        strides = value(operand.node).stride()
+        for load in ex.loads(region.spec.score, region.spec.keep):
+            if load.args[0].name == name:
+                for place, index in enumerate(load.args[1:]):
+                    stride = strides[operand.dims.index(order[place])]
+                    if index.has(ex.k) and isinstance(stride, int) and stride > 1:
+                        return True
+        return False
+
+    def _scalar(self, region: Region, symbol: sp.Symbol) -> Any:
+        """A node that yields the symbolic size at run time."""
+        for node in self.graph.nodes:
+            seen = value(node)
+            if node.op == "placeholder" and isinstance(seen, torch.SymInt) and seen.node.expr == symbol:
+                return node
+            if node.op == "placeholder" and isinstance(seen, torch.Tensor):
+                for dim, size in enumerate(seen.shape):
+                    if isinstance(size, torch.SymInt) and size.node.expr == symbol:
+                        with self.graph.inserting_before(_after(node)):
+                            return self._call(aten.sym_size.int, node, dim)
+        return Decline(f"the size {symbol} is not a dimension of an input", region.anchor)
+
+    def _arrange(self, region: Region, out: fx.Node) -> fx.Node:
+        """[batch, heads, queries, width] in the source's order of dimensions."""
+        present = [name for names in region.out_dims for name in names]
+        order = [*(region.batch or ("b",)), "h", "q", "d"]
+        if len(region.batch) > 1:
+            sizes = [self._extent(region, b) for b in region.batch]
+            out = self._call(aten.unflatten.int, out, 0, sizes)
+        for place in reversed(range(len(order))):
+            if order[place] not in present:
+                out = self._call(aten.select.int, out, place, 0)
+                order.pop(place)
+        if order != present:
+            out = self._call(aten.permute.default, out, [order.index(n) for n in present])
+        for place, names in enumerate(region.out_dims):
+            if len(names) > 1:
+                out = self._call(aten.flatten.using_ints, out, place, place + len(names) - 1)
+        if value(region.output).dtype != value(region.query.node).dtype:
+            out = self._call(aten.to.dtype, out, value(region.output).dtype)
+        return out
+
+
+def _after(node: fx.Node) -> fx.Node:
+    """The first place after the node where code may stand."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _views_to_reshapes(out: fx.Node) -> None:
+    """`view` needs the source's strides; downstream of the new output it becomes `reshape`, which does not."""
+    queue, views = [out], {aten.view.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim}
+    seen = set(queue)
+    while queue:
+        for user in queue.pop().users:
+            if user in seen or user.op != "call_function":
+                continue
+            seen.add(user)
+            if user.target is aten.view.default:
+                user.target = aten.reshape.default
+            if user.target in views or user.target is aten.reshape.default:
+                queue.append(user)

@@ -1,0 +1,132 @@
+"""Index arithmetic: exact division and remainder of coordinates whose sizes are known, perhaps symbolically."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sympy as sp
+
+from attnopt.expr import FloorDiv, Mod
+
+
+class Sizes:
+    """The extent of every coordinate symbol: `0 <= symbol < size`. Sizes are numbers or symbolic sizes."""
+
+    def __init__(self, sizes: Mapping[sp.Symbol, sp.Expr]) -> None:
+        self.sizes = dict(sizes)
+
+    def bounds(self, x: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+        """Inclusive lower and upper bound, or None when nothing is known."""
+        if x.is_number:
+            return x, x
+        if isinstance(x, sp.Symbol):
+            if x in self.sizes:
+                return sp.S.Zero, self.sizes[x] - 1
+            return (x, x) if x.is_positive or x.is_nonnegative else None
+        if isinstance(x, sp.Add):
+            parts = [self.bounds(t) for t in x.args]
+            if any(p is None for p in parts):
+                return None
+            return sp.Add(*[p[0] for p in parts if p]), sp.Add(*[p[1] for p in parts if p])
+        if isinstance(x, sp.Mul):
+            return self._product(x)
+        if isinstance(x, Mod) and nonnegative(x.args[1] - 1):
+            return sp.S.Zero, x.args[1] - 1
+        if isinstance(x, FloorDiv) and nonnegative(x.args[1] - 1):
+            inner = self.bounds(x.args[0])
+            return None if inner is None else (self.div(inner[0], x.args[1]), self.div(inner[1], x.args[1]))
+        return None
+
+    def _product(self, x: sp.Mul) -> tuple[sp.Expr, sp.Expr] | None:
+        moving = [f for f in x.args if f.free_symbols & set(self.sizes)]
+        if len(moving) != 1:
+            return (x, x) if not moving and nonnegative(x) else None
+        factor, inner = sp.Mul(*[f for f in x.args if f is not moving[0]]), self.bounds(moving[0])
+        if inner is None:
+            return None
+        low, high = sp.expand(factor * inner[0]), sp.expand(factor * inner[1])
+        return (low, high) if nonnegative(factor) else (high, low) if nonnegative(-factor) else None
+
+    def split(self, x: sp.Expr, n: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+        """`(x // n, x % n)` where both are provably plain expressions, else None."""
+        x = sp.expand(x)
+        whole, rest = [], []
+        for term in sp.Add.make_args(x):
+            quotient = _divide(term, n)
+            (rest if quotient is None else whole).append(term if quotient is None else quotient)
+        remainder = sp.Add(*rest)
+        bounds = self.bounds(remainder)
+        if bounds is not None and nonnegative(bounds[0]) and nonnegative(sp.expand(n - 1 - bounds[1])):
+            return sp.Add(*whole), remainder
+        return None
+
+    def div(self, x: sp.Expr, n: sp.Expr) -> sp.Expr:
+        """`x // n`, simplified."""
+        if isinstance(x, FloorDiv):
+            return self.div(x.args[0], sp.expand(x.args[1] * n))
+        parts = self.split(x, n)
+        return parts[0] if parts else FloorDiv(x, n)
+
+    def mod(self, x: sp.Expr, n: sp.Expr) -> sp.Expr:
+        """`x % n`, simplified."""
+        if isinstance(x, Mod) and _divide(x.args[1], n) is not None:
+            return self.mod(x.args[0], n)
+        parts = self.split(x, n)
+        return parts[1] if parts else Mod(x, n)
+
+    def reshape(self, index: Sequence[sp.Expr], old: Sequence[sp.Expr], new: Sequence[sp.Expr]) -> list[sp.Expr] | None:
+        """The index into shape `new` of the element at `index` in shape `old`; None if sizes do not tell."""
+        out: list[sp.Expr] = []
+        i = j = 0
+        while i < len(old) or j < len(new):
+            left, right = [i], [j]
+            a = old[i] if i < len(old) else sp.S.One
+            b = new[j] if j < len(new) else sp.S.One
+            i, j = min(i + 1, len(old)), min(j + 1, len(new))
+            while not same(a, b):
+                if _divide(b, a) is not None and i < len(old):
+                    a, i = sp.expand(a * old[i]), i + 1
+                elif j < len(new):
+                    b, j = sp.expand(b * new[j]), j + 1
+                elif i < len(old):
+                    a, i = sp.expand(a * old[i]), i + 1
+                else:
+                    return None
+            out += self._regroup(index[left[0] : i], old[left[0] : i], new[right[0] : j])
+        return out
+
+    def _regroup(self, index: Sequence[sp.Expr], old: Sequence[sp.Expr], new: Sequence[sp.Expr]) -> list[sp.Expr]:
+        keep = [n for n in new if n != 1]
+        if len(keep) == 1 and sum(o != 1 for o in old) == 1:
+            moved = next(x for x, o in zip(index, old, strict=True) if o != 1)
+            return [sp.S.Zero if n == 1 else moved for n in new]
+        flat: sp.Expr = sp.S.Zero
+        for x, size in zip(index, old, strict=True):
+            flat = flat * size + x
+        parts: list[sp.Expr] = []
+        for place, size in reversed(list(enumerate(new))):
+            first = all(n == 1 for n in new[:place])
+            parts.append(sp.S.Zero if size == 1 else sp.expand(flat) if first else self.mod(flat, size))
+            flat = flat if size == 1 else self.div(flat, size)
+        return parts[::-1]
+
+
+def same(a: sp.Expr, b: sp.Expr) -> bool:
+    """Whether two sizes are equal for certain."""
+    return a == b or sp.expand(a - b) == 0
+
+
+def nonnegative(x: sp.Expr) -> bool:
+    """Whether `x >= 0` for certain."""
+    return bool(sp.sympify(x).is_nonnegative) if not isinstance(x, int) else x >= 0
+
+
+def _divide(term: sp.Expr, n: sp.Expr) -> sp.Expr | None:
+    """`term / n` if that is a polynomial with integer coefficients."""
+    if term == 0 or n == 0:
+        return None
+    if n.is_Integer:
+        coefficient, rest = term.as_coeff_Mul()
+        return coefficient / n * rest if coefficient.is_Integer and coefficient % n == 0 else None
+    quotient = sp.cancel(term / n)
+    return quotient if quotient.is_polynomial() and sp.denom(quotient) == 1 else None

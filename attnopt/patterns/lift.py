@@ -1,0 +1,298 @@
+"""Lifting: the value of a node at an index, as an expression of the coordinates and of loads.
+
+Pull-based: `lift(node, index)` asks what one element is. Views substitute the index, pointwise operators
+build expressions, `arange` and friends are coordinates, everything else is a load from the node's tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.graph import arguments, value
+from attnopt.patterns.index import Sizes
+from attnopt.patterns.ops import COSTLY, POINTWISE
+from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
+from attnopt.region import Line
+
+CONTRACTIONS = {"aten::matmul", "aten::bmm", "aten::mm", "aten::einsum", "aten::baddbmm", "aten::linear"}
+_CONSTANTS = {
+    "aten::zeros": 0, "aten::new_zeros": 0, "aten::zeros_like": 0, "aten::ones": 1, "aten::new_ones": 1,
+    "aten::ones_like": 1, "aten::full": None, "aten::new_full": None, "aten::full_like": None,
+    "aten::scalar_tensor": None,
+}  # fmt: skip
+_LARGE = 48
+
+
+def op_name(node: Any) -> str:
+    """`aten::add` for a call of an aten operator, else an empty string."""
+    target = node.target if isinstance(node, fx.Node) else None
+    if not isinstance(target, torch._ops.OpOverload):
+        return ""
+    name = target._schema.name
+    return f"{name}.{target._schema.overload_name}" if name in ("aten::min", "aten::max") else name
+
+
+class Lifter:
+    """Lifts nodes over one set of coordinates. Results are remembered by node and index."""
+
+    def __init__(self, sizes: Sizes, constants: Mapping[str, torch.Tensor] | None = None, deep: bool = False) -> None:
+        self.sizes = sizes
+        self.deep = deep
+        self.constants = constants or {}
+        self.stops: set[fx.Node] = set()
+        self.nodes: dict[str, Any] = {}
+        self.dropout: dict[fx.Node, float] = {}
+        self._known: dict[tuple[fx.Node, Index], sp.Basic] = {}
+
+    def lift(self, node: Any, index: Index) -> sp.Basic:
+        """The element of `node` at `index`. Booleans give sympy booleans."""
+        if not isinstance(node, fx.Node):
+            return _constant(node)
+        index = tuple(index)
+        if (node, index) not in self._known:
+            self._known[node, index] = self._lift(node, index)
+        return self._known[node, index]
+
+    def step(self, node: fx.Node, index: Index) -> tuple[fx.Node, Index] | None:
+        """One view substitution toward the input, or None if the node is no view."""
+        name = op_name(node)
+        if name in VIEWS and name not in ("aten::lift_fresh",):
+            a = arguments(node)
+            try:
+                inner, old = VIEWS[name](a, index, shape(node), self.sizes)
+            except NotImplementedError:
+                return None
+            return inner, tuple(sp.expand(i) if isinstance(i, (sp.Add, sp.Mul)) else i for i in old)
+        if name in CASTS and value(node).dtype == value(node.args[0]).dtype:
+            return node.args[0], index
+        if node.op == "call_function" and node.target is __import__("operator").getitem:
+            found = pieces(node)
+            if found is None:
+                return None
+            whole, dim, offset = found
+            if len(index) < len(shape(whole)):
+                return whole, (*index[:dim], offset, *index[dim:])
+            return whole, tuple(i + offset if place == dim else i for place, i in enumerate(index))
+        return None
+
+    def _lift(self, node: fx.Node, index: Index) -> sp.Basic:
+        seen = value(node)
+        if not isinstance(seen, torch.Tensor):
+            return size(node) if isinstance(seen, (int, torch.SymInt)) else self._load(node, ())
+        if node in self.stops:
+            return self._load(node, index)
+        moved = self.step(node, index)
+        if moved is not None:
+            return self._settled(node, index, self.lift(*moved))
+        try:
+            found = self._compute(node, op_name(node), index)
+        except NotImplementedError:
+            found = None
+        if found is not None and (self.deep or self._contains_contraction(found) or not _costly(found)):
+            return found
+        line = None if self.deep or found is None else self._line(node, index)
+        return self._load(node, index) if line is None else line
+
+    def _line(self, node: fx.Node, index: Index) -> sp.Basic | None:
+        """A gathered table whose places depend on `k - q` alone, as a load from one line a head."""
+        if op_name(node) != "aten::embedding" or index[-1] != ex.h or not isinstance(value(node), torch.Tensor):
+            return None
+        a = arguments(node)
+        deep = Lifter(self.sizes, self.constants, deep=True)
+        gap = sp.Symbol("gap", integer=True)
+        places = deep.lift(a["indices"], index[:-1])
+        moved = ex.canon(places.xreplace({ex.k: ex.q + gap}))
+        if deep.nodes or not moved.has(gap) or moved.has(ex.q):
+            return None
+        extent = self.sizes.sizes[ex.q] + self.sizes.sizes[ex.k] - 1
+        length = int(extent) if extent.is_Integer else 1 << 20
+        fake = torch.empty(int(self.sizes.sizes[ex.h]), length, device="meta", dtype=value(node).dtype)
+        name = f"{node.name}_line"
+        self.nodes[name] = Line(name, a["weight"], a["indices"], index[:-1], {"val": fake, "symbolic": not extent.is_Integer})
+        return ex.load(name, ex.h, ex.k - ex.q + self.sizes.sizes[ex.q] - 1)
+
+    def _settled(self, node: fx.Node, index: Index, found: sp.Basic) -> sp.Basic:
+        """A load at computed places becomes a load from this view, if the places are plain coordinates here."""
+        inner = found.args[0] if isinstance(found, sp.Ne) else found
+        if not isinstance(inner, ex.Load) or self._contains_contraction(inner):
+            return found
+        if isinstance(self.nodes[inner.args[0].name], Line):
+            return found
+        plain = all(i.is_Symbol or i.is_Integer for i in index)
+        computed = any(i.has(sp.Mul, ex.FloorDiv, ex.Mod, ex.Load) for i in inner.args[1:])
+        return self._load(node, index) if plain and computed else found
+
+    def _compute(self, node: fx.Node, name: str, index: Index) -> sp.Basic | None:
+        a = arguments(node) if name else {}
+        if name in CASTS:
+            return self._cast(node, index)
+        if name in _CONSTANTS:
+            fill = _CONSTANTS[name] if _CONSTANTS[name] is not None else a.get("fill_value", a.get("s"))
+            found = self.lift(fill, ())
+            return ex.truth(found) if value(node).dtype == torch.bool else found
+        if name == "aten::arange":
+            return self.lift(a.get("start", 0), ()) + self.lift(a.get("step", 1), ()) * index[0]
+        if name in ("aten::dropout", "aten::native_dropout"):
+            if a["train"] and a["p"] > 0:
+                self.dropout[node] = float(a["p"])
+            return self.lift(a["input"], index)
+        if name in POINTWISE:
+            return self._pointwise(node, name, index)
+        rule = _GATHERS.get(name)
+        if rule is not None:
+            return rule(self, node, a, index)
+        if node.op in ("placeholder", "get_attr") and str(node.target) in self.constants and not index:
+            return _constant(self.constants[str(node.target)].item())
+        return None
+
+    def _pointwise(self, node: fx.Node, name: str, index: Index) -> sp.Basic:
+        given = [self._broadcast(x, index) for x in node.args]
+        named = {k: self._broadcast(x, index) for k, x in node.kwargs.items() if k not in ("dtype", "out")}
+        if "rounding_mode" in node.kwargs:
+            named["rounding_mode"] = node.kwargs["rounding_mode"]
+        return POINTWISE[name](*given, **named)
+
+    def _broadcast(self, x: Any, index: Index) -> Any:
+        if not isinstance(x, fx.Node) or not isinstance(value(x), torch.Tensor):
+            return None if x is None else self.lift(x, ())
+        return self.lift(x, trailing(x, index))
+
+    def _cast(self, node: fx.Node, index: Index) -> sp.Basic:
+        inner = self.lift(node.args[0], index)
+        old, new = value(node.args[0]).dtype, value(node).dtype
+        if new == torch.bool:
+            return ex.truth(inner)
+        if new.is_floating_point or not old.is_floating_point:
+            return ex.as_number(inner)
+        return ex.Trunc(ex.as_number(inner))
+
+    def _load(self, node: fx.Node, index: Index) -> sp.Basic:
+        self.nodes[node.name] = node
+        dtype = value(node).dtype if isinstance(value(node), torch.Tensor) else torch.float32
+        found = ex.load(node.name, *index, integer=not dtype.is_floating_point)
+        return sp.Ne(found, 0) if dtype == torch.bool else found
+
+    def _contains_contraction(self, found: sp.Basic) -> bool:
+        names = (load.args[0].name for load in found.atoms(ex.Load))
+        return any(n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names)
+
+
+def trailing(node: fx.Node, index: Index) -> Index:
+    """The index into an operand that is broadcast to the result's shape."""
+    sizes = shape(node)
+    return tuple(sp.S.Zero if n == 1 else i for n, i in zip(sizes, index[len(index) - len(sizes) :], strict=True))
+
+
+def _constant(x: Any) -> sp.Basic:
+    if isinstance(x, bool):
+        return sp.true if x else sp.false
+    if isinstance(x, (int, float)):
+        return ex.number(x)
+    if isinstance(x, torch.SymInt):
+        return size(x)
+    raise NotImplementedError(f"a constant of type {type(x).__name__}")
+
+
+def _costly(found: sp.Basic) -> bool:
+    """Whether loading the value beats computing it: transcendental functions, loads at loaded places, long chains."""
+    if found.has(*COSTLY):
+        return True
+    return any(i.has(ex.Load) for load in found.atoms(ex.Load) for i in load.args[1:]) or found.count_ops() > _LARGE
+
+
+def _embedding(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    row = lifter.lift(a["indices"], index[:-1])
+    return lifter.lift(a["weight"], (row, index[-1]))
+
+
+def _index(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    picks = a["indices"]
+    places = [i for i, p in enumerate(picks) if p is not None]
+    if places != list(range(places[0], places[-1] + 1)) or any(value(picks[p]).dtype == torch.bool for p in places):
+        return None
+    rank = max(value(picks[p]).dim() for p in places)
+    first = places[0]
+    where = index[first : first + rank]
+    old: list[sp.Basic] = list(index[:first])
+    for p in places:
+        at = lifter.lift(picks[p], trailing(picks[p], where))
+        old.append(_from_end(at, shape(a["self"])[p], lifter.sizes))
+    return lifter.lift(a["self"], (*old, *index[first + rank :]))
+
+
+def _from_end(at: sp.Basic, extent: sp.Expr, sizes: Sizes) -> sp.Basic:
+    bounds = sizes.bounds(at) if isinstance(at, sp.Expr) else None
+    if bounds is not None and bounds[0].is_nonnegative:
+        return at
+    if at.has(ex.Load):
+        raise NotImplementedError("an index read from data, which may count from the end")
+    return ex.Where(sp.Lt(at, 0), at + extent, at)
+
+
+def _index_select(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    at = lifter.lift(a["index"], (index[dim],))
+    return lifter.lift(a["self"], (*index[:dim], at, *index[dim + 1 :]))
+
+
+def _triangle(lower: bool) -> Any:
+    def rule(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic:
+        inner, diagonal = lifter.lift(a["self"], index), lifter.lift(a["diagonal"], ())
+        gap = index[-1] - index[-2] - diagonal
+        inside = sp.Le(gap, 0) if lower else sp.Ge(gap, 0)
+        if ex.is_boolean(inner):
+            return sp.And(inner, inside)
+        return ex.Where(inside, inner, sp.S.Zero)
+
+    return rule
+
+
+def _cat(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    parts, offsets, at = a["tensors"], [], sp.S.Zero
+    for part in parts:
+        offsets.append(at)
+        at = at + shape(part)[dim]
+    moved = [(*index[:dim], index[dim] - o, *index[dim + 1 :]) for o in offsets]
+    found = lifter.lift(parts[-1], moved[-1])
+    for part, where, end in list(zip(parts, moved, offsets[1:], strict=False))[::-1]:
+        found = _either(sp.Lt(index[dim], end), lifter.lift(part, where), found)
+    return found
+
+
+def _scatter(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    if op_name(node) == "aten::select_scatter":
+        at = size(a["index"]) % shape(node)[dim]
+        inside, inner = sp.Eq(index[dim], at), (*index[:dim], *index[dim + 1 :])
+    else:
+        start, stop = size(a["start"] or 0), shape(a["src"])[dim]
+        if a["step"] != 1 or start.is_negative:
+            return None
+        inside = sp.And(sp.Ge(index[dim], start), sp.Lt(index[dim], start + stop))
+        inner = (*index[:dim], index[dim] - start, *index[dim + 1 :])
+    return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
+
+
+def _either(c: sp.Basic, x: sp.Basic, y: sp.Basic) -> sp.Basic:
+    if ex.is_boolean(x) and ex.is_boolean(y):
+        return sp.Or(sp.And(c, x), sp.And(sp.Not(c), y))
+    return ex.Where(c, ex.as_number(x), ex.as_number(y))
+
+
+_GATHERS: dict[str, Any] = {
+    "aten::embedding": _embedding,
+    "aten::index": _index,
+    "aten::index_select": _index_select,
+    "aten::tril": _triangle(True),
+    "aten::triu": _triangle(False),
+    "aten::cat": _cat,
+    "aten::slice_scatter": _scatter,
+    "aten::select_scatter": _scatter,
+}

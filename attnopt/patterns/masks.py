@@ -1,0 +1,77 @@
+"""Masks read out of scores: which keys are kept, and what a row without any kept key yields.
+
+A constant joins `keep` only where that changes nothing: minus infinity always does; a huge negative number
+(such as finfo.min) does when it stands alone, since then a fully masked row is uniform. Everything else,
+-1e4 for one, stays in the score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy as sp
+from sympy.logic.boolalg import Boolean
+
+from attnopt import expr as ex
+from attnopt.spec import EmptyRow
+
+# Below this a float32 or bfloat16 score is absorbed: adding any score of a magnitude under 1e29 returns the fill.
+HUGE = -sp.Integer(10) ** 37
+
+
+@dataclass(frozen=True)
+class Masked:
+    """`score` where `keep` holds, and the result of a row where it never does."""
+
+    score: sp.Expr
+    keep: Boolean
+    empty_row: EmptyRow
+
+
+def split(logit: sp.Expr) -> Masked:
+    """The logit as score and mask, exactly."""
+    score, keep = _peel(logit, infinite=True)
+    if keep != sp.true:
+        return Masked(score, keep, EmptyRow.NAN)
+    score, keep = _peel(logit, infinite=False)
+    return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true else EmptyRow.NAN)
+
+
+def _peel(logit: sp.Expr, infinite: bool) -> tuple[sp.Expr, Boolean]:
+    """Take the masks of one kind off the top of the expression."""
+    if isinstance(logit, ex.Where):
+        return _peel_where(logit, infinite)
+    if isinstance(logit, sp.Add):
+        parts = [_peel(t, infinite) for t in logit.args]
+        masks = [keep for _, keep in parts if keep != sp.true]
+        # Two finite masks add up to -inf in float32: which rows are empty then depends on both, so they stay data.
+        if not infinite and len(masks) != 1:
+            return logit, sp.true
+        return sp.Add(*[score for score, _ in parts]), sp.And(*masks)
+    if isinstance(logit, sp.Mul) and infinite:
+        factor, rest = logit.as_coeff_Mul()
+        if factor.is_positive and factor != 1:
+            score, keep = _peel(rest, infinite)
+            return factor * score, keep
+    return logit, sp.true
+
+
+def _peel_where(logit: ex.Where, infinite: bool) -> tuple[sp.Expr, Boolean]:
+    c, x, y = logit.args
+    if _fill(y, infinite):
+        score, keep = _peel(x, infinite) if infinite or _same_fill(x, y) else (x, sp.true)
+        return score, sp.And(c, keep)
+    if _fill(x, infinite):
+        score, keep = _peel(y, infinite) if infinite or _same_fill(y, x) else (y, sp.true)
+        return score, sp.And(sp.Not(c), keep)
+    return logit, sp.true
+
+
+def _same_fill(inner: sp.Expr, fill: sp.Expr) -> bool:
+    return isinstance(inner, ex.Where) and fill in inner.args[1:]
+
+
+def _fill(x: sp.Expr, infinite: bool) -> bool:
+    if infinite:
+        return x == ex.NEG_INF
+    return bool(x.is_Rational) and x <= HUGE

@@ -1,0 +1,133 @@
+"""The operator table: one line an aten operator, to the expression of one element.
+
+Keys are operator names, without overload unless overloads differ in meaning. Values take lifted arguments (expressions or Python values) in
+schema order. Booleans are sympy booleans, numbers are sympy numbers; `num` and `log` convert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sympy as sp
+
+from attnopt.expr import FloorDiv, Maximum, Minimum, Mod, Trunc, Where, is_boolean
+from attnopt.expr import as_number as num
+from attnopt.expr import truth as log
+
+
+def _div(x: Any, y: Any, rounding_mode: str | None = None) -> sp.Expr:
+    x, y = num(x), num(y)
+    if rounding_mode == "floor" and x.is_integer and y.is_integer:
+        return FloorDiv(x, y)
+    if rounding_mode is not None:
+        raise NotImplementedError(f"division rounded by {rounding_mode}")
+    return x / y
+
+
+def _power(x: Any, y: Any) -> sp.Expr:
+    if y.is_Integer and 0 <= y <= 4:
+        return num(x) ** y
+    if y == sp.Rational(1, 2):
+        return sp.sqrt(num(x))
+    raise NotImplementedError("a power that is no small integer")
+
+
+def _clamp(x: Any, low: Any = None, high: Any = None) -> sp.Expr:
+    x = num(x)
+    x = x if low is None else Maximum(x, num(low))
+    return x if high is None else Minimum(x, num(high))
+
+
+def _compare(relation: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, y: relation(num(x), num(y), evaluate=True)
+
+
+def _bits(logic: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(x: Any, y: Any) -> Any:
+        if is_boolean(x) or is_boolean(y):
+            return logic(log(x), log(y))
+        raise NotImplementedError("bitwise arithmetic on integers")
+
+    return apply
+
+
+def _not(x: Any) -> Any:
+    if is_boolean(x):
+        return sp.Not(x)
+    raise NotImplementedError("bitwise not on integers")
+
+
+def _mul(x: Any, y: Any) -> Any:
+    if is_boolean(x) and is_boolean(y):
+        return sp.And(x, y)
+    x, y = num(x), num(y)
+    # A factor of a mask joins its branches: `1 - pad` times finfo.min is a mask of finfo.min.
+    for a, c in ((x, y), (y, x)):
+        if isinstance(a, Where) and a.args[1].is_number and a.args[2].is_number and c.is_number:
+            return Where(a.args[0], a.args[1] * c, a.args[2] * c)
+    return x * y
+
+
+def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
+    x, y = num(x), num(y) * num(alpha)
+    for a, c in ((x, y), (y, x)):
+        if isinstance(a, Where) and a.args[1].is_number and a.args[2].is_number and c.is_number:
+            return Where(a.args[0], a.args[1] + c, a.args[2] + c)
+    return x + y
+
+
+POINTWISE: dict[str, Callable[..., Any]] = {
+    "aten::add": _add,
+    "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, -num(y), alpha),
+    "aten::rsub": lambda x, y, alpha=sp.S.One: _add(y, -num(x), alpha),
+    "aten::mul": _mul,
+    "aten::div": _div,
+    "aten::floor_divide": lambda x, y: _div(x, y, "floor"),
+    "aten::remainder": lambda x, y: Mod(num(x), num(y)),
+    "aten::neg": lambda x: -num(x),
+    "aten::abs": lambda x: sp.Abs(num(x)),
+    "aten::sign": lambda x: sp.sign(num(x)),
+    "aten::exp": lambda x: sp.exp(num(x)),
+    "aten::log": lambda x: sp.log(num(x)),
+    "aten::tanh": lambda x: sp.tanh(num(x)),
+    "aten::sin": lambda x: sp.sin(num(x)),
+    "aten::cos": lambda x: sp.cos(num(x)),
+    "aten::erf": lambda x: sp.erf(num(x)),
+    "aten::sigmoid": lambda x: 1 / (1 + sp.exp(-num(x))),
+    "aten::relu": lambda x: Maximum(num(x), sp.S.Zero),
+    "aten::sqrt": lambda x: sp.sqrt(num(x)),
+    "aten::rsqrt": lambda x: 1 / sp.sqrt(num(x)),
+    "aten::reciprocal": lambda x: 1 / num(x),
+    "aten::pow": _power,
+    "aten::square": lambda x: num(x) ** 2,
+    "aten::clamp": _clamp,
+    "aten::clamp_min": lambda x, low: _clamp(x, low),
+    "aten::clamp_max": lambda x, high: _clamp(x, None, high),
+    "aten::maximum": lambda x, y: Maximum(num(x), num(y)),
+    "aten::minimum": lambda x, y: Minimum(num(x), num(y)),
+    "aten::max.other": lambda x, y: Maximum(num(x), num(y)),
+    "aten::min.other": lambda x, y: Minimum(num(x), num(y)),
+    "aten::where": lambda c, x, y: Where(log(c), num(x), num(y)),
+    "aten::masked_fill": lambda x, c, y: Where(log(c), num(y), num(x)),
+    "aten::fill": lambda x, y: num(y),
+    "aten::eq": _compare(sp.Eq),
+    "aten::ne": _compare(sp.Ne),
+    "aten::lt": _compare(sp.Lt),
+    "aten::le": _compare(sp.Le),
+    "aten::gt": _compare(sp.Gt),
+    "aten::ge": _compare(sp.Ge),
+    "aten::logical_and": lambda x, y: sp.And(log(x), log(y)),
+    "aten::logical_or": lambda x, y: sp.Or(log(x), log(y)),
+    "aten::logical_xor": lambda x, y: sp.Or(sp.And(log(x), sp.Not(log(y))), sp.And(sp.Not(log(x)), log(y))),
+    "aten::logical_not": lambda x: sp.Not(log(x)),
+    "aten::bitwise_and": _bits(sp.And),
+    "aten::bitwise_or": _bits(sp.Or),
+    "aten::bitwise_not": _not,
+    "aten::__and__": _bits(sp.And),
+    "aten::__or__": _bits(sp.Or),
+    "aten::trunc": lambda x: Trunc(num(x)),
+}
+
+# Operators that cost real work inside a score; a subexpression with one of them is loaded instead.
+COSTLY = (sp.exp, sp.log, sp.sin, sp.cos, sp.erf, Trunc)

@@ -1,0 +1,69 @@
+"""`scaled_dot_product_attention` with every form of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.errors import Decline
+from attnopt.graph import arguments, value
+from attnopt.patterns.lift import Lifter, op_name, trailing
+from attnopt.patterns.masks import Masked, split
+from attnopt.patterns.operands import Place
+from attnopt.patterns.site import Parts, build, frame, width
+from attnopt.patterns.views import Index, shape
+from attnopt.region import Region
+from attnopt.spec import EmptyRow
+
+
+def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
+    """The attention that one call of `scaled_dot_product_attention` is."""
+    if op_name(node) != "aten::scaled_dot_product_attention":
+        return None
+    a = arguments(node)
+    query, key, values = a["query"], a["key"], a["value"]
+    rank = value(node).dim()
+    if not shape(query)[-1].is_Integer or not shape(values)[-1].is_Integer:
+        return Decline("the head width is not known when the graph is captured", node)
+    framed = frame(node, rank - 2, rank - 1, shape(key)[-2], shape(query)[-1], None)
+    if isinstance(framed, Decline):
+        return framed
+    lifter = Lifter(framed.sizes, constants)
+    batch = framed.index[:-2]
+    scale = ex.number(a["scale"]) if a["scale"] is not None else 1 / sp.sqrt(shape(query)[-1])
+    scale = scale if scale.is_Rational else ex.number(float(scale))
+    masked = _masked(a, (*batch, ex.q, ex.k), scale * ex.s, lifter)
+    parts = Parts(
+        "sdpa", node, node, masked,
+        Place(query, _operand(query, batch, ex.q, ex.d, None), ex.q, ex.d),
+        Place(key, _operand(key, batch, ex.k, ex.d, framed.heads if a["enable_gqa"] else None), ex.k, ex.d),
+        Place(values, _operand(values, batch, ex.k, width, framed.heads if a["enable_gqa"] else None), ex.k, width),
+        dropout=float(a["dropout_p"]),
+    )  # fmt: skip
+    return build(parts, framed, lifter)
+
+
+def _operand(node: fx.Node, batch: Index, position: sp.Symbol, feature: sp.Symbol, heads: int | None) -> Index:
+    index = list(trailing(node, (*batch, position, feature)))
+    own = shape(node)[-3] if len(index) > 2 else sp.S.One
+    if heads is not None and own.is_Integer and 1 < own < heads:
+        index[-3] = ex.FloorDiv(ex.h, sp.Integer(heads) / own)
+    index[-2:] = [position, feature]
+    return tuple(index)
+
+
+def _masked(a: dict[str, object], index: Index, score: sp.Expr, lifter: Lifter) -> Masked:
+    """Rows without any kept key give zeros, in every form of the mask."""
+    if a["is_causal"]:
+        return Masked(score, sp.Le(ex.k, ex.q), EmptyRow.ZERO)
+    if a["attn_mask"] is None:
+        return Masked(score, sp.true, EmptyRow.ZERO)
+    mask = lifter.lift(a["attn_mask"], trailing(a["attn_mask"], index))  # type: ignore[arg-type]
+    if ex.is_boolean(mask):
+        return Masked(score, mask, EmptyRow.ZERO)
+    found = split(score + mask)
+    return Masked(found.score, found.keep, EmptyRow.ZERO if found.empty_row is EmptyRow.NAN else found.empty_row)

@@ -1,0 +1,241 @@
+"""From a root contraction and a logit to a `Region`: coordinates, operands, captures, spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.errors import Decline, SpecError
+from attnopt.graph import ancestors, module_path, source_line, value
+from attnopt.patterns.index import Sizes
+from attnopt.patterns.lift import Lifter, op_name
+from attnopt.patterns.masks import Masked
+from attnopt.patterns.operands import Place, resolve
+from attnopt.patterns.views import Index, shape
+from attnopt.region import Line, Operand, Region
+from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Softmax
+
+width = sp.Symbol("width", integer=True, nonnegative=True)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The coordinates of a site: the output's index, its dimensions by name, and every extent."""
+
+    index: Index
+    dims: tuple[tuple[str, ...], ...]
+    batch: tuple[sp.Symbol, ...]
+    sizes: Sizes
+    heads: int
+
+    def extent(self, symbol: sp.Symbol) -> sp.Expr:
+        """How many values a coordinate takes."""
+        return self.sizes.sizes[symbol]
+
+
+def frame(output: fx.Node, query_dim: int, width_dim: int, n_k: sp.Expr, d_qk: sp.Expr, fold: int | None) -> Frame | Decline:
+    """Name the output's dimensions. `fold`: heads folded into a single batch dimension."""
+    extents = shape(output)
+    others = [i for i in range(len(extents)) if i not in (query_dim, width_dim)]
+    sizes = {ex.q: extents[query_dim], width: extents[width_dim], ex.k: n_k, ex.d: d_qk}
+    index: list[Any] = [None] * len(extents)
+    dims: list[tuple[str, ...]] = [()] * len(extents)
+    index[query_dim], dims[query_dim] = ex.q, ("q",)
+    index[width_dim], dims[width_dim] = width, ("d",)
+    batch: list[sp.Symbol] = []
+    heads: sp.Expr = sp.S.One
+    if fold is not None and len(others) == 1:
+        (place,) = others
+        index[place], dims[place], heads = ex.b * fold + ex.h, ("b", "h"), sp.Integer(fold)
+        batch, sizes[ex.b] = [ex.b], sp.cancel(extents[place] / fold)
+    else:
+        *outer, last = others if len(others) > 1 else [*others, None]
+        if last is not None:
+            index[last], dims[last], heads = ex.h, ("h",), extents[last]
+        for i, place in enumerate(outer):
+            name = "b" if len(outer) == 1 else f"b{i}"
+            symbol = sp.Symbol(name, integer=True, nonnegative=True)
+            index[place], dims[place], sizes[symbol] = symbol, (name,), extents[place]
+            batch.append(symbol)
+    if not heads.is_Integer:
+        return Decline("the number of heads is not known when the graph is captured", output)
+    sizes[ex.h] = heads
+    return Frame(tuple(index), tuple(dims), tuple(batch), Sizes(sizes), int(heads))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a pattern found: anchors, the masked logit over `s`, and the three operands with their indices."""
+
+    pattern: str
+    anchor: fx.Node
+    output: fx.Node
+    masked: Masked
+    query: Place
+    key: Place
+    value: Place
+    gate: sp.Expr = sp.S.One
+    dropout: float = 0.0
+
+
+def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
+    """Assemble the region. Declines where an operand's index is no view of a tensor by heads."""
+    operands, maps = {}, {}
+    for role, place in (("query", parts.query), ("key", parts.key), ("value", parts.value)):
+        found = resolve(place, frame, lifter, role)
+        if isinstance(found, Decline):
+            return found
+        operands[role], maps[role] = found.operand, found
+    scale = sp.Mul(*[m.factor for role, m in maps.items() if role != "value"])
+    score = parts.masked.score.xreplace({ex.s: scale * ex.s}) if scale != 1 else parts.masked.score
+    extents = _Extents(frame, parts.output.graph)
+    exprs = {"score": score, "keep": parts.masked.keep, "gate": parts.gate * maps["value"].factor}
+    exprs = {name: extents.rename(ex.canon(e)) for name, e in exprs.items()}
+    captures, exprs = _captures(exprs, lifter, frame)
+    if isinstance(captures, Decline):
+        return captures
+    heads = Heads(
+        frame.heads, maps["key"].heads, maps["value"].heads, int(frame.extent(ex.d)), int(frame.extent(width)),
+        maps["key"].table, maps["value"].table,
+    )  # fmt: skip
+    spec = AttentionSpec(
+        heads=heads, score=exprs["score"], keep=exprs["keep"], normalizer=Softmax(), gate=exprs["gate"],
+        empty_row=parts.masked.empty_row if exprs["keep"] != sp.true else EmptyRow.NAN,
+        dropout=parts.dropout, scalars=tuple(extents.scalars),
+        captures=tuple(_capture(name, operand) for name, operand in captures.items()),
+    ).canonical()  # fmt: skip
+    try:
+        spec.verify()
+    except SpecError as error:
+        return Decline(f"the attention was read but cannot be expressed: {error}", parts.anchor)
+    return _region(parts, frame, spec, operands, captures, extents.scalars)
+
+
+def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:
+    leaves = {o.node.table if isinstance(o.node, Line) else o.node for o in (*operands.values(), *captures.values())}
+    inner = frozenset(ancestors(parts.output, leaves)) if parts.output not in leaves else frozenset()
+    return Region(
+        spec=spec, output=parts.output, out_dims=frame.dims, batch=tuple(s.name for s in frame.batch),
+        query=operands["query"], key=operands["key"], value=operands["value"], captures=captures, scalars=scalars,
+        anchor=parts.anchor, pattern=parts.pattern, source=source_line(parts.anchor),
+        module_path=module_path(parts.anchor), inner=inner,
+    )  # fmt: skip
+
+
+class _Extents:
+    """Symbolic sizes of the graph by their names in a spec: `n_q`, `n_k`, or a scalar read at run time."""
+
+    def __init__(self, frame: Frame, graph: fx.Graph) -> None:
+        self.names: dict[sp.Symbol, sp.Symbol] = {}
+        self.scalars: dict[str, Any] = {}
+        self.graph = graph
+        known = {ex.n_q: frame.extent(ex.q), ex.n_k: frame.extent(ex.k)}
+        for name, extent in known.items():
+            if isinstance(extent, sp.Symbol):
+                self.names.setdefault(extent, name)
+        self.flat = dict(zip(frame.batch, _unflatten(frame), strict=True)) if len(frame.batch) > 1 else {}
+        self.coordinates = {*ex.COORDINATES, ex.s, *ex.SIZES}
+
+    def rename(self, expr: sp.Basic) -> sp.Basic:
+        """The expression in the spec's own symbols."""
+        expr = expr.xreplace(self.flat)
+        capture_names = {load.args[0] for load in expr.atoms(ex.Load)}
+        for symbol in sorted(expr.free_symbols - self.coordinates - capture_names, key=str):
+            if symbol not in self.names:
+                name = f"n{len(self.scalars)}"
+                self.names[symbol], self.scalars[name] = ex.scalar(name), symbol
+        return expr.xreplace(self.names)
+
+
+def _unflatten(frame: Frame) -> list[sp.Expr]:
+    """Each batch coordinate as a part of the single coordinate `b`."""
+    out: list[sp.Expr] = []
+    inner: sp.Expr = sp.S.One
+    for place, symbol in reversed(list(enumerate(frame.batch))):
+        x = ex.FloorDiv(ex.b, inner)
+        out.append(x if place == 0 else ex.Mod(x, frame.extent(symbol)))
+        inner = inner * frame.extent(symbol)
+    return out[::-1]
+
+
+_ORDER = {"b": 0, "h": 1, "q": 2, "k": 3}
+
+
+def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any, dict[str, Any]]:
+    """Give every loaded node one capture with fixed dimensions dropped, the rest ordered, under a stable name."""
+    found = ex.loads(*exprs.values())
+    indices: dict[str, list[tuple[sp.Expr, ...]]] = {}
+    for load in found:
+        indices.setdefault(load.args[0].name, []).append(load.args[1:])
+    layouts = {name: _layout(uses) for name, uses in indices.items()}
+    ranked = sorted(indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _position(lifter.nodes[n])))
+    operands: dict[str, Operand] = {}
+    renamed: dict[sp.Basic, sp.Basic] = {}
+    counts: dict[str, int] = {}
+    for name in ranked:
+        node = lifter.nodes[name]
+        if not isinstance(value(node), torch.Tensor):
+            return Decline("a number that the model computes enters the scores", node), exprs
+        fixed, order = layouts[name]
+        new = _name(node, indices[name], counts)
+        operands[new] = Operand(node, tuple(fixed[i] if i in fixed else f"x{order.index(i)}" for i in range(value(node).dim())))
+        for load in found:
+            if load.args[0].name == name:
+                moved = [load.args[1 + i] for i in order]
+                renamed[load] = ex.load(new, *moved, integer=isinstance(load, ex.IntLoad))
+    # Nested loads (a table at a loaded place) must be renamed from the inside out.
+    return operands, {part: _replace(e, renamed) for part, e in exprs.items()}
+
+
+def _replace(expr: sp.Basic, renamed: Mapping[sp.Basic, sp.Basic]) -> sp.Basic:
+    return ex.canon(expr.xreplace(dict(renamed)))
+
+
+def _layout(uses: list[tuple[sp.Expr, ...]]) -> tuple[dict[int, int], list[int]]:
+    """Dimensions that every use fixes to one number, and the others in the order batch, head, query, key."""
+    rank = len(uses[0])
+    fixed = {i: int(uses[0][i]) for i in range(rank) if all(u[i] == uses[0][i] for u in uses) and uses[0][i].is_Integer}
+
+    def place(i: int) -> int:
+        names = {x.name for x in uses[0][i].free_symbols}
+        return max((_ORDER.get(n[0] if n not in _ORDER else n, 0) for n in names), default=0)
+
+    return fixed, sorted((i for i in range(rank) if i not in fixed), key=place)
+
+
+def _fingerprint(node: fx.Node, uses: Any, layout: Any) -> str:
+    text = sorted(str([u[i] for i in layout[1]]) for u in uses)
+    return f"{value(node).dtype if isinstance(value(node), torch.Tensor) else ''}{text}"
+
+
+def _position(node: Any) -> int:
+    node = node.table if isinstance(node, Line) else node
+    return next(i for i, n in enumerate(node.graph.nodes) if n is node)
+
+
+def _name(node: fx.Node, uses: list[Any], counts: dict[str, int]) -> str:
+    dtype = value(node).dtype
+    base = "bias" if dtype.is_floating_point else "mask" if len(uses) == 1 else "ids"
+    counts[base] = counts.get(base, 0) + 1
+    return base if counts[base] == 1 else f"{base}{counts[base]}"
+
+
+def _capture(name: str, operand: Operand) -> Capture:
+    seen = value(operand.node)
+    kind = "float" if seen.dtype.is_floating_point else "bool" if seen.dtype == torch.bool else "int"
+    moving = sorted((str(d), i) for i, d in enumerate(operand.dims) if isinstance(d, str))
+    sizes = [seen.shape[i] for _, i in sorted(moving, key=lambda m: int(m[0][1:]))]
+    if isinstance(operand.node, Line) and operand.node.meta["symbolic"]:
+        sizes[-1] = None
+    return Capture(name, kind, tuple(n if isinstance(n, int) else None for n in sizes))
+
+
+def is_op(node: Any, *names: str) -> bool:
+    """Whether the node calls one of the aten operators."""
+    return op_name(node) in names

@@ -1,0 +1,73 @@
+"""`Region`: a spec tied to the nodes of the graph that it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from attnopt.spec import AttentionSpec
+
+# A dimension of a tensor in a graph: a coordinate by name ("b", "b1", "h", "q", "k", "d") or a fixed index.
+Dim = str | int
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A node and what each of its dimensions is. Coordinates that do not occur are broadcast."""
+
+    node: Any
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A table gathered at places that depend on `k - q` alone: one value a head and distance, never one a pair.
+
+    Stands where a node would: `table` is the tensor of rows, `places` the node of row numbers and the index at
+    which it is read; `meta["val"]` has the shape `[heads, n_q + n_k - 1]`.
+    """
+
+    name: str
+    table: Any
+    places: Any
+    index: tuple[Any, ...]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One attention in a graph.
+
+    Attributes:
+        spec: what it computes.
+        output: the node whose value the attention is; `out_dims` gives the coordinates folded in each dimension.
+        query, key, value: operands in the layout of the source; `batch` names their batch coordinates in order.
+        captures: capture name to operand; a dimension's name is the position it takes in the capture.
+        scalars: scalar name to node or integer.
+        inner: every node between the operands and the output.
+        pattern, source, module_path: which pattern found it, and where the user wrote it.
+        projections: parameter rows that make each head, if they were found.
+    """
+
+    spec: AttentionSpec
+    output: Any
+    out_dims: tuple[tuple[str, ...], ...]
+    batch: tuple[str, ...]
+    query: Operand
+    key: Operand
+    value: Operand
+    captures: Mapping[str, Operand]
+    scalars: Mapping[str, Any]
+    anchor: Any
+    pattern: str
+    source: str | None
+    module_path: str
+    inner: frozenset[Any] = frozenset()
+    rewrites: tuple[str, ...] = ()
+    projections: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Region:
+        """The region with other fields."""
+        return replace(self, **changes)

@@ -1,0 +1,295 @@
+"""`Report`: what was found, fused, rewritten and declined, and the figures that were measured.
+
+Printing it is the user interface. It is plain data: no tensor, graph or node is kept alive by it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnopt.errors import AttnoptError
+from attnopt.spec import AttentionSpec
+
+VERSION = 1
+STATUSES = ("fused", "rewritten", "declined")
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+Value = Any
+"""A figure: a number, a string, a truth value, None, or `Figures` of such."""
+
+
+class Figures(Mapping[str, Value]):
+    """A frozen, hashable mapping of names to figures; nested mappings are frozen with it."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Mapping[str, Value] | Iterable[tuple[str, Value]] = ()) -> None:
+        self._items = tuple((str(name), _frozen(value)) for name, value in dict(items).items())
+
+    def __getitem__(self, name: str) -> Value:
+        for known, value in self._items:
+            if known == name:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items))
+
+    def __repr__(self) -> str:
+        return f"Figures({dict(self._items)!r})"
+
+
+def _frozen(value: Value) -> Value:
+    if isinstance(value, Mapping):
+        return value if isinstance(value, Figures) else Figures(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise AttnoptError(
+            f"a figure must be a number, text or a mapping of such, not {type(value).__name__}."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention: a normaliser between two contractions, and what became of it.
+
+    Attributes:
+        name: the node that anchors the site, unique in the model.
+        module_path: path of the module that computes it, such as `h.0.attn`.
+        source: the user's `file:line`, or empty.
+        pattern: the pattern that found it, or the one that came nearest.
+        spec: what it computes; None where that could not be proven.
+        status: `fused`, `rewritten` (an approximate rewrite was applied) or `declined`.
+        rewrites: names of the rewrites applied, in order.
+        kernel: what runs it, such as `cpp`, `sdpa` or `reference`; empty if declined.
+        reason: why it was declined, with the node at which the reasoning stopped.
+        error: figures of validation against fp64 (`max`, `rms`, `eager_max`, `eager_rms`), or None.
+    """
+
+    name: str
+    module_path: str = ""
+    source: str = ""
+    pattern: str = ""
+    spec: AttentionSpec | None = None
+    status: str = "fused"
+    rewrites: tuple[str, ...] = ()
+    kernel: str = ""
+    reason: str = ""
+    error: Figures | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise AttnoptError(f"a site's status must be one of {', '.join(STATUSES)}, not {self.status!r}.")
+        object.__setattr__(self, "rewrites", tuple(self.rewrites))
+        object.__setattr__(self, "reason", str(self.reason or ""))
+        object.__setattr__(self, "error", None if self.error is None else Figures(self.error))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every attention site of one model.
+
+    Attributes:
+        sites: one entry a site, in graph order.
+        model: the model's class name.
+        notes: one sentence each: fallbacks, warnings, capture path.
+        figures: named groups of figures, such as `validation` or a rewrite's before and after.
+    """
+
+    sites: tuple[Site, ...] = ()
+    model: str = ""
+    notes: tuple[str, ...] = ()
+    figures: Figures = field(default_factory=Figures)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "notes", tuple(map(str, self.notes)))
+        object.__setattr__(self, "figures", Figures(self.figures))
+
+    @property
+    def fused(self) -> int:
+        """Sites that run a fused kernel with unchanged mathematics."""
+        return self._count("fused")
+
+    @property
+    def rewritten(self) -> int:
+        """Sites that run a fused kernel after an approximate rewrite."""
+        return self._count("rewritten")
+
+    @property
+    def declined(self) -> int:
+        """Sites that were left as they are."""
+        return self._count("declined")
+
+    def _count(self, status: str) -> int:
+        return sum(site.status == status for site in self.sites)
+
+    @property
+    def specs(self) -> tuple[AttentionSpec, ...]:
+        """The distinct specs, in order of first appearance."""
+        return tuple({site.spec.key: site.spec for site in self.sites if site.spec is not None}.values())
+
+    def groups(self) -> tuple[tuple[Site, ...], ...]:
+        """Sites that were recognised, gathered by status, spec, pattern, rewrites and kernel."""
+        found: dict[tuple[Any, ...], list[Site]] = {}
+        for site in self.sites:
+            if site.status != "declined":
+                key = (site.status, site.spec and site.spec.key, site.pattern, site.rewrites, site.kernel)
+                found.setdefault(key, []).append(site)
+        return tuple(tuple(sites) for sites in found.values())
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+    def to_json(self) -> str:
+        """The report as JSON with sorted keys: equal reports give equal text in every process."""
+        return json.dumps(_to_dict(self), indent=2, sort_keys=True, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """The report that `to_json` wrote. Raises `AttnoptError` for anything else."""
+        try:
+            data = json.loads(text)
+            if data["version"] != VERSION:
+                raise AttnoptError(f"report text is of version {data['version']!r}; this attnopt reads {VERSION}.")
+            sites = tuple(_site_from(site) for site in data["sites"])
+            return Report(sites, data["model"], tuple(data["notes"]), Figures(_from_plain(data["figures"])))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AttnoptError(f"report text is malformed: {type(error).__name__}: {error}.") from None
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one self-contained HTML page and return its path."""
+        import jinja2
+
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        environment.filters["figure"] = show_figure
+        page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+        target = Path(path)
+        target.write_text(page.render(report=self), encoding="utf-8")
+        return target
+
+
+# --- text ------------------------------------------------------------------------------------------
+
+
+def show_figure(value: Value) -> str:
+    """A figure as a person reads it: three significant digits."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, tuple):
+        return ", ".join(map(show_figure, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {show_figure(v)}" for name, v in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    total, plural = len(report.sites), "" if len(report.sites) == 1 else "s"
+    yield f"attnopt report{f' for {report.model}' if report.model else ''}"
+    yield f"{total} site{plural}: {report.fused} fused, {report.rewritten} rewritten, {report.declined} declined"
+    for sites in report.groups():
+        yield from ("", *_group_lines(sites))
+    declined = [site for site in report.sites if site.status == "declined"]
+    if declined:
+        yield from ("", "declined")
+    for site in declined:
+        yield f"  {site.module_path or site.name}: {site.reason or 'no reason was recorded'}"
+        if site.source or site.pattern:
+            yield f"    {'; '.join(filter(None, (site.source, site.pattern and f'nearest pattern {site.pattern}')))}"
+        if site.spec is not None:
+            yield f"    {site.spec}"
+    for name, figures in report.figures.items():
+        yield from ("", name)
+        rows = figures.items() if isinstance(figures, Mapping) else [("", figures)]
+        yield from (f"  {label + ': ' if label else ''}{show_figure(value)}" for label, value in rows)
+    if report.notes:
+        yield from ("", "notes", *(f"  {note}" for note in report.notes))
+
+
+def _group_lines(sites: tuple[Site, ...]) -> Iterator[str]:
+    first = sites[0]
+    yield f"{len(sites)} × {first.spec if first.spec is not None else 'unknown spec'}"
+    how = [first.status, first.pattern and f"found by {first.pattern}", first.kernel and f"kernel {first.kernel}"]
+    if first.rewrites:
+        how.append(f"rewrites {', '.join(first.rewrites)}")
+    yield f"  {'; '.join(filter(None, how))}"
+    yield f"  {_span([site.module_path or site.name for site in sites])}"
+    for source in dict.fromkeys(site.source for site in sites if site.source):
+        yield f"  {source}"
+    errors = [site.error for site in sites if site.error is not None]
+    if errors:
+        worst = max(errors, key=lambda e: _order(e.get("max")))
+        yield f"  worst error: {show_figure(worst)}"
+
+
+def _order(value: Value) -> float:
+    """NaN is the worst error there is."""
+    return math.inf if not isinstance(value, (int, float)) or math.isnan(value) else float(value)
+
+
+def _span(names: list[str]) -> str:
+    """All of few names; the first and the last of many."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]}"
+
+
+# --- JSON ------------------------------------------------------------------------------------------
+
+
+def _to_dict(report: Report) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "model": report.model,
+        "counts": {"sites": len(report.sites), **{status: report._count(status) for status in STATUSES}},
+        "sites": [_site_dict(site) for site in report.sites],
+        "notes": list(report.notes),
+        "figures": _plain(report.figures),
+    }
+
+
+def _site_dict(site: Site) -> dict[str, Any]:
+    data = {name: _plain(getattr(site, name)) for name in Site.__dataclass_fields__ if name != "spec"}
+    spec = site.spec
+    data["spec"] = spec and {"key": spec.key, "readable": str(spec), "definition": json.loads(spec.text)}
+    return data
+
+
+def _site_from(data: dict[str, Any]) -> Site:
+    values = {name: _from_plain(data[name]) for name in Site.__dataclass_fields__ if name != "spec"}
+    spec = data["spec"]
+    return Site(**values, spec=None if spec is None else AttentionSpec.parse(json.dumps(spec["definition"])))
+
+
+def _plain(value: Value) -> Any:
+    """JSON has no infinities and no NaN: they become one-key objects."""
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"not finite": str(value)}
+    return value
+
+
+def _from_plain(value: Any) -> Value:
+    if isinstance(value, dict):
+        if set(value) == {"not finite"}:
+            return float(value["not finite"])
+        return {name: _from_plain(v) for name, v in value.items()}
+    return tuple(map(_from_plain, value)) if isinstance(value, list) else value

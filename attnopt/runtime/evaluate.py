@@ -1,0 +1,183 @@
+"""Expressions of a spec as torch tensors: one table from node to function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy as sp
+import torch
+from sympy.logic.boolalg import BooleanFalse, BooleanTrue
+
+from attnopt import expr as ex
+from attnopt.errors import SpecError
+
+
+def _to_int(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.int64)
+
+
+def _power(base: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    if not base.is_floating_point() and (exponent.is_floating_point() or bool((exponent < 0).any())):
+        base = base.to(exponent.dtype if exponent.is_floating_point() else torch.float32)
+    return torch.pow(base, exponent)
+
+
+def _fold(function: Callable[[Any, Any], Any]) -> Callable[..., torch.Tensor]:
+    return lambda *args: functools.reduce(function, args)
+
+
+_TABLE: dict[type, Callable[..., torch.Tensor]] = {
+    sp.Add: _fold(torch.add),
+    sp.Mul: _fold(torch.mul),
+    sp.Pow: _power,
+    ex.FloorDiv: lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    ex.Mod: torch.remainder,
+    ex.Maximum: torch.maximum,
+    ex.Minimum: torch.minimum,
+    ex.Where: torch.where,
+    ex.Trunc: lambda x: _to_int(torch.trunc(x)),
+    sp.floor: lambda x: _to_int(torch.floor(x)),
+    sp.Abs: torch.abs,
+    sp.exp: torch.exp,
+    sp.log: torch.log,
+    sp.tanh: torch.tanh,
+    sp.sin: torch.sin,
+    sp.cos: torch.cos,
+    sp.sign: torch.sign,
+    sp.erf: torch.erf,
+    sp.And: _fold(torch.logical_and),
+    sp.Or: _fold(torch.logical_or),
+    sp.Not: torch.logical_not,
+    sp.Ge: torch.ge,
+    sp.Gt: torch.gt,
+    sp.Eq: torch.eq,
+    sp.Ne: torch.ne,
+    sp.Le: torch.le,
+    sp.Lt: torch.lt,
+}
+
+
+@dataclass
+class Scope:
+    """What the symbols of an expression stand for.
+
+    Attributes:
+        axes: the int64 values of `b, h, q, k`, one dimension each; the result has these four axes, or size 1.
+        sizes: values of the size symbols and scalars.
+        captures: captured tensors by name.
+        s: raw scores, `[B, H, Q, K]`, where the expression has any.
+        dtype: floating dtype of constants and of integers that meet floats.
+    """
+
+    axes: Mapping[sp.Symbol, torch.Tensor]
+    sizes: Mapping[sp.Symbol, int]
+    captures: Mapping[str, torch.Tensor]
+    s: torch.Tensor | None
+    dtype: torch.dtype
+    memo: dict[tuple[sp.Basic, torch.dtype], torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = next(iter(self.axes.values())).device
+
+    def axis(self, symbol: sp.Symbol) -> torch.Tensor:
+        """The coordinate's values along its own one of the four axes."""
+        shape = [1, 1, 1, 1]
+        shape[ex.COORDINATES.index(symbol)] = -1
+        return self.axes[symbol].view(shape)
+
+
+def evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
+    """The value of `expr`, broadcastable to `[B, H, Q, K]`. Differentiable in `s` and in float captures."""
+    # Rounding to an integer is done in fp32 whatever the compute dtype: a bucket may not move with precision.
+    inside = torch.float32 if isinstance(expr, (ex.Trunc, sp.floor)) else scope.dtype
+    key = (expr, inside)
+    if key not in scope.memo:
+        if inside is not scope.dtype:
+            narrow = Scope(scope.axes, scope.sizes, scope.captures, scope.s, inside)
+            scope.memo[key] = _evaluate(expr, narrow)
+        else:
+            scope.memo[key] = _evaluate(expr, scope)
+    return scope.memo[key]
+
+
+def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
+    if isinstance(expr, ex.Load):
+        return _load(expr, scope)
+    if isinstance(expr, sp.Symbol):
+        return _symbol(expr, scope)
+    if isinstance(expr, (BooleanTrue, BooleanFalse)):
+        return torch.tensor(bool(expr), device=scope.device)
+    if isinstance(expr, sp.Integer):
+        return torch.tensor(int(expr), dtype=torch.int64, device=scope.device)
+    if expr.is_number:
+        return torch.tensor(float(expr), dtype=_constant_dtype(scope.dtype), device=scope.device)
+    function = _TABLE.get(sp.exp if isinstance(expr, sp.exp) else expr.func)
+    if function is None:
+        raise SpecError(f"the reference cannot evaluate {expr.func.__name__} in {ex.show(expr)}.")
+    return function(*_arguments(expr, [evaluate(a, scope) for a in expr.args], scope))
+
+
+_FLOAT_FUNCTIONS = (sp.exp, sp.log, sp.tanh, sp.sin, sp.cos, sp.erf)
+
+
+def _arguments(expr: sp.Basic, args: list[torch.Tensor], scope: Scope) -> list[torch.Tensor]:
+    """Integers as floats of the scope where a float is wanted, so that torch's default dtype plays no part."""
+    mixed = any(a.is_floating_point() for a in args) and isinstance(expr, (sp.Add, sp.Mul, ex.Where, sp.Pow))
+    if isinstance(expr, _FLOAT_FUNCTIONS) or mixed:
+        return [a if a.is_floating_point() or a.dtype == torch.bool else a.to(_constant_dtype(scope.dtype)) for a in args]
+    return args
+
+
+def _constant_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _symbol(symbol: sp.Symbol, scope: Scope) -> torch.Tensor:
+    if symbol == ex.s:
+        if scope.s is None:
+            raise SpecError("this part of the spec may not mention s.")
+        return scope.s
+    if symbol in scope.axes:
+        return scope.axis(symbol)
+    return torch.tensor(scope.sizes[symbol], dtype=torch.int64, device=scope.device)
+
+
+def _load(expr: ex.Load, scope: Scope) -> torch.Tensor:
+    name, *indices = expr.args
+    tensor = scope.captures[name.name]
+    value = _slice(tensor, indices, scope)
+    if value is None:
+        # An index may leave the tensor only where a `Where` discards the element, so any element will do there.
+        places = [evaluate(i, scope).clamp(0, max(size - 1, 0)) for i, size in zip(indices, tensor.shape, strict=True)]
+        value = tensor[tuple(places)] if places else tensor
+    if isinstance(expr, ex.IntLoad):
+        return value if value.dtype == torch.int64 else value.to(torch.int64)
+    return value.to(scope.dtype)
+
+
+def _slice(tensor: torch.Tensor, indices: list[sp.Expr], scope: Scope) -> torch.Tensor | None:
+    """The load as selects along distinct coordinates, where it is one: its gradient is a sum, not a scatter."""
+    coordinates = [i for i in indices if i in scope.axes]
+    if len(set(coordinates)) != len(coordinates) or not all(i in scope.axes or i.is_Integer for i in indices):
+        return None
+    for dim in reversed(range(len(indices))):
+        size, index = tensor.shape[dim], indices[dim]
+        if index.is_Integer:
+            if not 0 <= int(index) < size:
+                return None
+            tensor = tensor.select(dim, int(index))
+            continue
+        axis = scope.axes[index]
+        if axis.numel() and int(axis[-1]) >= size:
+            return None
+        whole = axis.numel() and int(axis[-1]) - int(axis[0]) + 1 == axis.numel()
+        tensor = tensor.narrow(dim, int(axis[0]), axis.numel()) if whole else tensor.index_select(dim, axis)
+    order = [coordinates.index(c) for c in ex.COORDINATES if c in coordinates]
+    tensor = tensor.permute(order)
+    for position, coordinate in enumerate(ex.COORDINATES):
+        if coordinate not in coordinates:
+            tensor = tensor.unsqueeze(position)
+    return tensor

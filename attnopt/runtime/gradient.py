@@ -1,0 +1,71 @@
+"""Gradients of an attention through the reference, one batch entry at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnopt.runtime.reference import Sample, reference
+from attnopt.spec import AttentionSpec
+
+
+def gradients(
+    spec: AttentionSpec,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of the tensors (q, k, v, captures...) that `needs` marks, contiguous and in their dtypes.
+
+    The scores of one batch entry live at a time. A dropout mask is drawn for the whole, so there all entries do.
+    """
+    q = tensors[0]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    totals = [
+        torch.zeros(t.shape, dtype=wide, device=t.device) if needed else None
+        for t, needed in zip(tensors, needs, strict=True)
+    ]
+    if q.shape[0] and any(needs):
+        whole = [torch.arange(q.shape[0], device=q.device)] if spec.dropout else []
+        for batch in whole or torch.arange(q.shape[0], device=q.device).split(1):
+            _accumulate(spec, grad_out, grad_lse, tensors, scalars, needs, batch, totals)
+    return [total.to(t.dtype) for t, total in zip(tensors, totals, strict=True) if total is not None]
+
+
+def _accumulate(
+    spec: AttentionSpec,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    batch: Tensor,
+    totals: list[Tensor | None],
+) -> None:
+    first, count = int(batch[0]), batch.numel()
+    leaves = [
+        (t.narrow(0, first, count) if place < 3 else t).detach().requires_grad_(needed)
+        for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
+    ]
+    q, k, v, *captures = leaves
+    with torch.enable_grad():
+        sample = Sample(batch=batch, whole_batch=tensors[0].shape[0])
+        results = reference(spec, q, k, v, captures, scalars, sample=sample)
+    pairs = [
+        (result, given.narrow(0, first, count).to(result.dtype))
+        for result, given in zip(results, (grad_out, grad_lse), strict=True)
+        if given is not None and result.requires_grad
+    ]
+    if not pairs:
+        return
+    outputs, weights = zip(*pairs, strict=True)
+    wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
+    found = iter(torch.autograd.grad(outputs, wanted, weights, allow_unused=True))
+    for place, (total, needed) in enumerate(zip(totals, needs, strict=True)):
+        gradient = next(found) if needed else None
+        if total is not None and gradient is not None:
+            (total.narrow(0, first, count) if place < 3 else total).add_(gradient)

@@ -1,0 +1,170 @@
+"""Every spec in eager PyTorch: the definition, the oracle and the fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy as sp
+import torch
+
+from attnopt import expr as ex
+from attnopt.runtime.evaluate import Scope, evaluate
+from attnopt.spec import AttentionSpec, EmptyRow
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The batch entries, query heads and query rows to compute, as ascending int64 tensors; None means all.
+
+    With `whole_batch`, q, k and v hold only the entries `batch` of a batch of that size.
+    """
+
+    batch: torch.Tensor | None = None
+    heads: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    whole_batch: int | None = None
+
+
+def reference(
+    spec: AttentionSpec,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    captures: Sequence[torch.Tensor] = (),
+    scalars: Sequence[int] = (),
+    *,
+    rows: torch.Tensor | None = None,
+    sample: Sample | None = None,
+    compute: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention that `spec` describes. Differentiable in q, k, v and floating-point captures.
+
+    A row is empty if it has no key whose logit is above -inf. It yields what `empty_row` says, unless a finite
+    sink takes all of its weight: then zeros. Without any key at all every row yields zeros.
+
+    Args:
+        q: `[B, Hq, n_q, d_qk]`; k: `[B, Hk, n_k, d_qk]`; v: `[B, Hv, n_k, d_v]`; of one floating dtype.
+        captures: one tensor for each of `spec.captures`, in order.
+        scalars: one integer for each of `spec.scalars`; with dropout one more, the seed of the mask.
+        rows: query rows to compute (shorthand for `Sample(rows=rows)`).
+        sample: part of the result to compute; sizes and coordinates stay those of the whole.
+        compute: dtype to compute in; by default fp32, fp64 for fp64.
+
+    Returns:
+        `out [B, Hq, n_q, d_v]` in q's dtype and `lse [B, Hq, n_q]` (natural logarithm of the denominator, sink
+        included, -inf for an empty row) in fp32, or fp64 when computed so.
+    """
+    sample = sample or Sample(rows=rows)
+    work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    scope = _scope(spec, q, k, captures, scalars, sample, work)
+    b_axis, h_axis, q_axis = (scope.axes[c] for c in (ex.b, ex.h, ex.q))
+    batch = sample.batch if sample.whole_batch is None else None
+    q_rows = _take(_take(_take(q, 0, batch), 1, sample.heads), 2, sample.rows).to(work)
+    k_heads = _heads(_take(k, 0, batch), spec.heads.k_map, h_axis, sample.heads is None).to(work)
+    v_heads = _heads(_take(v, 0, batch), spec.heads.v_map, h_axis, sample.heads is None).to(work)
+    shape = (b_axis.numel(), h_axis.numel(), q_axis.numel(), k.shape[2])
+    if k.shape[2] == 0:
+        return _no_keys(spec, scope, q_rows, v_heads, q.dtype)
+    weights, lse, empty = _softmax(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
+    if spec.dropout:
+        weights = weights * _dropout_mask(spec, shape, scalars, weights)
+    out = weights @ v_heads
+    out = _fill_empty(spec.empty_row, out, empty, v_heads)
+    if spec.gate != 1:
+        out = out * evaluate(spec.gate, _without_scores(scope)).to(work)
+    return out.to(q.dtype), lse.squeeze(-1)
+
+
+def _softmax(
+    spec: AttentionSpec, scope: Scope, s: torch.Tensor, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights `[B, H, Q, K]`, lse and the mask of empty rows `[B, H, Q, 1]`."""
+    accumulate = torch.float64 if s.dtype == torch.float64 else torch.float32
+    scope.s = s
+    logits = evaluate(spec.score, scope).to(s.dtype).to(accumulate).expand(shape)
+    if spec.keep != sp.true:
+        keep = evaluate(spec.keep, _without_scores(scope))
+        logits = torch.where(keep, logits, torch.tensor(-torch.inf, dtype=accumulate, device=s.device))
+    top = logits.detach().amax(-1, keepdim=True)
+    sink = None
+    if spec.normalizer.sink is not None:
+        sink = evaluate(spec.normalizer.sink, _without_scores(scope)).to(accumulate)
+        top = torch.maximum(top, sink.detach())
+    empty = top == -torch.inf
+    shift = torch.where(empty, torch.zeros_like(top), top)
+    exps = torch.exp(logits - shift)
+    total = exps.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink - shift)
+    safe = torch.where(empty, torch.ones_like(total), total)
+    lse = torch.where(empty, torch.full_like(total, -torch.inf), torch.log(safe) + shift)
+    return (exps / safe).to(s.dtype), lse, empty
+
+
+def _fill_empty(policy: EmptyRow, out: torch.Tensor, empty: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    if policy is EmptyRow.ZERO or not bool(empty.any()):
+        return out
+    filler = torch.full_like(out, torch.nan) if policy is EmptyRow.NAN else v.mean(-2, keepdim=True)
+    return torch.where(empty, filler, out)
+
+
+def _no_keys(
+    spec: AttentionSpec, scope: Scope, q: torch.Tensor, v: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = q @ q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
+    lse = torch.full((*q.shape[:3], 1), -torch.inf, dtype=accumulate, device=q.device)
+    if spec.normalizer.sink is not None:
+        lse = evaluate(spec.normalizer.sink, scope).to(accumulate).expand(lse.shape)
+    return out.to(dtype), lse.squeeze(-1)
+
+
+def _scope(
+    spec: AttentionSpec,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    captures: Sequence[torch.Tensor],
+    scalars: Sequence[int],
+    sample: Sample,
+    work: torch.dtype,
+) -> Scope:
+    extents = (sample.whole_batch or q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    picks = (sample.batch, sample.heads, sample.rows, None)
+    axes = {
+        symbol: torch.arange(extent, device=q.device) if pick is None else pick.to(q.device)
+        for symbol, extent, pick in zip(ex.COORDINATES, extents, picks, strict=True)
+    }
+    sizes = dict(zip(ex.SIZES, extents, strict=True))
+    sizes |= {ex.scalar(name): int(value) for name, value in zip(spec.scalars, scalars, strict=False)}
+    named = {c.name: tensor for c, tensor in zip(spec.captures, captures, strict=True)}
+    return Scope(axes, sizes, named, None, work)
+
+
+def _without_scores(scope: Scope) -> Scope:
+    """Masks, sinks and gates are evaluated at least in fp32, whatever the scores are rounded to."""
+    wide = torch.float64 if scope.dtype == torch.float64 else torch.float32
+    return Scope(scope.axes, scope.sizes, scope.captures, None, wide)
+
+
+def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor | None) -> torch.Tensor:
+    return tensor if index is None else tensor.index_select(dim, index.to(tensor.device))
+
+
+def _heads(tensor: torch.Tensor, table: tuple[int, ...], heads: torch.Tensor, whole: bool) -> torch.Tensor:
+    """The key or value head of every query head."""
+    if whole and table == tuple(range(tensor.shape[1])):
+        return tensor
+    if whole and tensor.shape[1] == 1:
+        return tensor.expand(-1, len(table), -1, -1)
+    return tensor.index_select(1, torch.tensor(table, device=tensor.device)[heads])
+
+
+def _dropout_mask(
+    spec: AttentionSpec, shape: tuple[int, ...], scalars: Sequence[int], like: torch.Tensor
+) -> torch.Tensor:
+    """Zeros with probability `spec.dropout`, else `1/(1 - dropout)`; a seed makes it repeatable."""
+    seeds = list(scalars)[len(spec.scalars) :]
+    generator = torch.Generator(like.device).manual_seed(int(seeds[0])) if seeds else None
+    drawn = torch.rand(shape, generator=generator, device=like.device)
+    return (drawn >= spec.dropout).to(like.dtype) / (1.0 - spec.dropout)

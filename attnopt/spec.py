@@ -1,0 +1,243 @@
+"""`AttentionSpec`: what an attention computes, and nothing about how. Free of torch."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import sympy as sp
+from sympy.logic.boolalg import Boolean
+
+from attnopt import expr as ex
+from attnopt.errors import SpecError
+
+VERSION = 1
+
+
+class EmptyRow(enum.Enum):
+    """What a row yields when no key is kept: zeros, NaN, or the mean of all values."""
+
+    ZERO = "zero"
+    NAN = "nan"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Head counts and widths. `k_map[h]` is the key head of query head h; `v_map` likewise for values."""
+
+    q: int
+    k: int
+    v: int
+    d_qk: int
+    d_v: int
+    k_map: tuple[int, ...] = ()
+    v_map: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, count in (("k_map", self.k), ("v_map", self.v)):
+            if not getattr(self, name) and count and self.q % count == 0:
+                object.__setattr__(self, name, tuple(i // (self.q // count) for i in range(self.q)))
+
+    def __str__(self) -> str:
+        heads = f"{self.q} heads" if self.q == self.k == self.v else f"{self.q}/{self.k} heads"
+        if self.k != self.v:
+            heads = f"{self.q}/{self.k}/{self.v} heads"
+        width = f"d={self.d_qk}" if self.d_qk == self.d_v else f"d={self.d_qk}/{self.d_v}"
+        regular = Heads(self.q, self.k, self.v, self.d_qk, self.d_v)
+        return f"{heads}, {width}" + ("" if regular == self else ", head table")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A tensor that the expressions load. `shape` holds None where a size is known only at run time."""
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Exponentials that sum to one. `sink`: a logit per head that joins the denominator only."""
+
+    sink: sp.Expr | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The mathematics of one attention site.
+
+    With `s = q[b,h,q,:] . k[b,k_map[h],k,:]` the site computes `sum_k normalizer_k(score where keep) v[b,v_map[h],k,:]`.
+
+    Attributes:
+        heads: head counts, widths and head maps.
+        score: logit as an expression in `s`, the coordinates `b, h, q, k`, sizes, scalars and loads.
+        keep: boolean expression; True means that the query attends to the key.
+        normalizer: how logits become weights.
+        empty_row: the result of a row without any kept key.
+        gate: weight of a head's output, an expression in `b, h, q` and loads.
+        select: which keys an approximate site visits; None means all that `keep` allows.
+        merge: how several partial results are joined; None means there is one.
+        dropout: probability of dropping a weight (training only).
+        returns: side outputs, of `lse`.
+        captures: the tensors that the expressions load.
+        scalars: names of integers supplied at run time.
+    """
+
+    heads: Heads
+    score: sp.Expr = ex.s
+    keep: Boolean = sp.true
+    normalizer: Softmax = field(default_factory=Softmax)
+    empty_row: EmptyRow = EmptyRow.NAN
+    gate: sp.Expr = sp.S.One
+    select: None = None
+    merge: None = None
+    dropout: float = 0.0
+    returns: tuple[str, ...] = ()
+    captures: tuple[Capture, ...] = ()
+    scalars: tuple[str, ...] = ()
+
+    def canonical(self) -> AttentionSpec:
+        """The same mathematics in canonical expressions."""
+        return replace(self, score=ex.canon(self.score), keep=ex.canon(self.keep), gate=ex.canon(self.gate))
+
+    @cached_property
+    def text(self) -> str:
+        """Canonical JSON: equal mathematics in equal spelling gives equal text in every process."""
+        return json.dumps(_to_json(self.canonical()), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of `text`, as hexadecimal digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    @staticmethod
+    def parse(text: str) -> AttentionSpec:
+        """The spec that `text` describes. Raises `SpecError` for anything else; evaluates nothing."""
+        try:
+            data = json.loads(text)
+            spec = _from_json(data)
+        except SpecError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+            raise SpecError(f"spec text is malformed: {type(error).__name__}: {error}.") from None
+        spec.verify()
+        return spec
+
+    def verify(self) -> None:
+        """Raise `SpecError` unless every part refers only to what exists and fits together."""
+        _verify(self)
+
+    def capture(self, name: str) -> Capture:
+        """The capture of this name."""
+        return next(c for c in self.captures if c.name == name)
+
+    def __str__(self) -> str:
+        parts = [f"{self.heads}", f"score {ex.show(self.score)}"]
+        if self.keep != sp.true:
+            parts.append(f"keep {ex.show(self.keep)} (empty row: {self.empty_row.value})")
+        if self.normalizer.sink is not None:
+            parts.append(f"sink {ex.show(self.normalizer.sink)}")
+        if self.gate != 1:
+            parts.append(f"gate {ex.show(self.gate)}")
+        if self.dropout:
+            parts.append(f"dropout {self.dropout:g}")
+        return "; ".join(parts)
+
+
+def _to_json(spec: AttentionSpec) -> dict[str, Any]:
+    heads, sink = spec.heads, spec.normalizer.sink
+    return {
+        "version": VERSION,
+        "heads": [heads.q, heads.k, heads.v, heads.d_qk, heads.d_v, list(heads.k_map), list(heads.v_map)],
+        "score": ex.to_tree(spec.score),
+        "keep": ex.to_tree(spec.keep),
+        "normalizer": {"kind": "softmax", "sink": None if sink is None else ex.to_tree(sink)},
+        "empty_row": spec.empty_row.value,
+        "gate": ex.to_tree(spec.gate),
+        "dropout": spec.dropout,
+        "returns": list(spec.returns),
+        "captures": [[c.name, c.kind, list(c.shape)] for c in spec.captures],
+        "scalars": list(spec.scalars),
+    }
+
+
+def _from_json(data: dict[str, Any]) -> AttentionSpec:
+    if data["version"] != VERSION:
+        raise SpecError(f"spec text is of version {data['version']!r}; this attnopt reads version {VERSION}.")
+    n_q, n_k, n_v, d_qk, d_v, k_map, v_map = data["heads"]
+    sink = data["normalizer"]["sink"]
+    if data["normalizer"]["kind"] != "softmax":
+        raise SpecError(f"spec text names an unknown normalizer {data['normalizer']['kind']!r}.")
+    return AttentionSpec(
+        heads=Heads(int(n_q), int(n_k), int(n_v), int(d_qk), int(d_v), tuple(map(int, k_map)), tuple(map(int, v_map))),
+        score=ex.from_tree(data["score"]),
+        keep=ex.from_tree(data["keep"]),
+        normalizer=Softmax(None if sink is None else ex.from_tree(sink)),
+        empty_row=EmptyRow(data["empty_row"]),
+        gate=ex.from_tree(data["gate"]),
+        dropout=float(data["dropout"]),
+        returns=tuple(map(str, data["returns"])),
+        captures=tuple(
+            Capture(str(n), str(kind), tuple(None if x is None else int(x) for x in shape))
+            for n, kind, shape in data["captures"]
+        ),
+        scalars=tuple(map(str, data["scalars"])),
+    )
+
+
+def _verify(spec: AttentionSpec) -> None:
+    heads = spec.heads
+    if min(heads.q, heads.k, heads.v, heads.d_qk, heads.d_v) < 1:
+        raise SpecError(f"head counts and widths must be positive: {heads}.")
+    for name, table, count in (("k_map", heads.k_map, heads.k), ("v_map", heads.v_map, heads.v)):
+        if len(table) != heads.q or not all(0 <= t < count for t in table):
+            raise SpecError(f"{name} must give each of the {heads.q} query heads one of {count} heads: {table}.")
+    if not ex.is_boolean(spec.keep):
+        raise SpecError(f"keep must be a boolean expression: {ex.show(spec.keep)}.")
+    if not 0.0 <= spec.dropout < 1.0:
+        raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
+    if set(spec.returns) - {"lse"}:
+        raise SpecError(f"unknown side outputs: {spec.returns}.")
+    names = [c.name for c in spec.captures]
+    if len(set(names)) != len(names) or not all(n.isidentifier() for n in (*names, *spec.scalars)):
+        raise SpecError(f"names of captures and scalars must be distinct identifiers: {names}, {spec.scalars}.")
+    allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
+    sink = spec.normalizer.sink
+    _check_expression("score", spec.score, allowed | {ex.s}, spec)
+    _check_expression("keep", spec.keep, allowed, spec)
+    _check_expression("gate", spec.gate, allowed - {ex.k}, spec)
+    if sink is not None:
+        _check_expression("sink", sink, allowed - {ex.k, ex.q}, spec)
+
+
+def _check_expression(part: str, expr: sp.Basic, allowed: set[sp.Symbol], spec: AttentionSpec) -> None:
+    ranks = {c.name: c for c in spec.captures}
+    stack: list[sp.Basic] = [expr]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ex.Load):
+            name, *indices = node.args
+            capture = ranks.get(getattr(name, "name", ""))
+            if capture is None:
+                raise SpecError(f"{part} loads {name}, which is not among the captures {sorted(ranks)}.")
+            if len(indices) != len(capture.shape):
+                raise SpecError(f"{part} loads {name} with {len(indices)} indices; it has {len(capture.shape)}.")
+            if not all(i.is_integer for i in indices):
+                raise SpecError(f"{part} loads {name} at an index that is no integer: {ex.show(node)}.")
+            stack.extend(indices)
+        elif isinstance(node, sp.Symbol):
+            if node not in allowed:
+                raise SpecError(f"{part} mentions {node}, which it may not: {ex.show(expr)}.")
+        elif isinstance(node, sp.Basic) and node.func not in ex.KNOWN and node.args:
+            raise SpecError(f"{part} contains {node.func.__name__}, which no backend knows.")
+        else:
+            stack.extend(node.args)

@@ -1,0 +1,164 @@
+"""Validation of a rewritten graph on example inputs, site by site and as a whole.
+
+Every site is computed three times from the same operands: G, the source's own nodes in fp64; E, the same nodes
+in the run's dtype; K, what replaced them. K must be as close to G as E is, within the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from attnopt.graph import mutated_argument
+from attnopt.options import Options
+from attnopt.pipeline import Found
+from attnopt.region import Line, Region
+from attnopt.runtime.reference import reference
+from attnopt.runtime.validate import Verdict, compare
+
+# Above this many fp64 scores a site is checked on sampled rows of the reference instead of the source's nodes.
+_MOST_SCORES = 2**27
+_ROWS = 64
+
+
+def validate_graphs(
+    original: fx.GraphModule, lowered: fx.GraphModule, found: Sequence[Found], inputs: Sequence[Any], options: Options
+) -> tuple[dict[str, str], dict[str, dict[str, float]], dict[str, Any]]:
+    """Sites that failed with the reason, figures by site, and figures of the whole output."""
+    regions = [f.result for f in found if isinstance(f.result, Region)]
+    inputs = _untouchable(original, inputs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        checker = _Checker(original, lowered, regions)
+        state = torch.random.get_rng_state()
+        before = checker.run(*_untouchable(original, inputs))
+        torch.random.set_rng_state(state)
+        after = lowered(*_untouchable(lowered, inputs)) if regions else before
+    failed = {name: verdict.reason for name, verdict in checker.verdicts.items() if not verdict.ok}
+    errors = {name: _figures(verdict) for name, verdict in checker.verdicts.items()}
+    figures = {"validation": _whole(before, after)} if regions else {}
+    return failed, errors, figures
+
+
+def _figures(verdict: Verdict) -> dict[str, float]:
+    return {"max": verdict.max, "rms": verdict.rms, "eager_max": verdict.max_eager, "eager_rms": verdict.rms_eager}
+
+
+def _whole(before: Any, after: Any) -> dict[str, float]:
+    """Largest and root-mean-square change of the model's outputs, and the outputs' own root mean square."""
+    pairs = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if not pairs or not any(x.numel() for x, _ in pairs):
+        return {}
+    change = torch.cat([(x.double() - y.double()).flatten() for x, y in pairs])
+    size = torch.cat([x.double().flatten() for x, _ in pairs])
+    # Where both are infinite or both NaN nothing changed.
+    same = torch.cat([((x == y) | (x.isnan() & y.isnan())).flatten() for x, y in pairs])
+    change = change.masked_fill(same, 0.0)
+    finite = size.masked_fill(~size.isfinite(), 0.0)
+    return {
+        "change_max": change.abs().max().item(),
+        "change_rms": change.square().mean().sqrt().item(),
+        "output_rms": finite.square().mean().sqrt().item(),
+    }
+
+
+def _untouchable(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
+    """The inputs, with copies of those that the graph writes to."""
+    written: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        target = mutated_argument(node)
+        if node.op == "call_function" and getattr(node.target, "__name__", "").startswith("batch_norm"):
+            written.update(n for n in node.all_input_nodes if n.op == "placeholder")
+        while target is not None and target.op != "placeholder":
+            target = next(iter(target.all_input_nodes), None)
+        if target is not None:
+            written.add(target)
+    names = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    return [x.clone() if n in written and isinstance(x, torch.Tensor) else x for n, x in zip(names, inputs, strict=True)]
+
+
+class _Checker(fx.Interpreter):
+    """Runs the original graph; at each site's output, compares the three computations."""
+
+    def __init__(self, original: fx.GraphModule, lowered: fx.GraphModule, regions: Sequence[Region]) -> None:
+        super().__init__(original)
+        self.regions = {r.output.name: r for r in regions}
+        self.lowered = {n.name: n for n in lowered.graph.nodes}
+        self.calls = {n.meta["attnopt_site"]: n for n in lowered.graph.nodes if "attnopt_site" in n.meta}
+        self.verdicts: dict[str, Verdict] = {}
+        self.pending: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}
+        for region in regions:
+            for name in _operands(region):
+                self.pending[name] = self.pending.get(name, 0) + 1
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.pending:
+            self.kept[n.name] = result
+        region = self.regions.get(n.name)
+        if region is not None:
+            self._check(n, region, result)
+            for name in _operands(region):
+                self.pending[name] -= 1
+                if not self.pending[name]:
+                    self.kept.pop(name, None)
+        return result
+
+    def _check(self, n: fx.Node, region: Region, eager: torch.Tensor) -> None:
+        call = self.calls.get(region.anchor.name)
+        if call is None or region.spec.dropout or not isinstance(eager, torch.Tensor):
+            return
+        seeds = {name: self.kept[name] for name in _operands(region)}
+        kernel = _evaluate(call, dict(seeds), self.module, double=False)
+        query, key = seeds[region.query.node.name], seeds[region.key.node.name]
+        if query.numel() // region.spec.heads.d_qk * (key.numel() // max(1, key.shape[-1])) > _MOST_SCORES * 64:
+            return
+        golden = _evaluate(n, dict(seeds), self.module, double=True)
+        self.verdicts[region.anchor.name] = compare(golden, eager, kernel)
+
+
+def _operands(region: Region) -> list[str]:
+    captured = (o.node.table if isinstance(o.node, Line) else o.node for o in region.captures.values())
+    nodes = [region.query.node, region.key.node, region.value.node, *captured]
+    return list(dict.fromkeys(n.name for n in nodes))
+
+
+def _evaluate(node: fx.Node, known: dict[str, Any], module: fx.GraphModule, double: bool) -> Any:
+    """The value of a node from known values of nodes, depth first; in fp64 if asked."""
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        if current.name in known:
+            stack.pop()
+            continue
+        waiting = [a for a in current.all_input_nodes if a.name not in known]
+        if waiting:
+            stack.extend(waiting)
+            continue
+        known[current.name] = _apply(current, known, module, double)
+        stack.pop()
+    return known[node.name]
+
+
+def _apply(node: fx.Node, known: Mapping[str, Any], module: fx.GraphModule, double: bool) -> Any:
+    if node.op == "get_attr":
+        return getattr(module, str(node.target))
+    if node.op != "call_function":
+        raise RuntimeError(f"%{node.name} was not computed before it was needed.")
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            x = known[x.name]
+        if double and isinstance(x, torch.Tensor) and x.is_floating_point():
+            return x.double()
+        return torch.float64 if double and isinstance(x, torch.dtype) and x.is_floating_point else x
+
+    args = fx.node.map_aggregate(node.args, convert)
+    kwargs = fx.node.map_aggregate(node.kwargs, convert)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+__all__ = ["reference", "validate_graphs"]
