@@ -96,7 +96,7 @@ def explain(
         from attnopt.dynamo import explain_with_dynamo
 
         return explain_with_dynamo(share(model), tuple(args), dict(kwargs or {}), options, str(error))
-    found = pipeline.find(captured.gm.graph, _constants(captured), options)
+    found = pipeline.find(captured.gm.graph, captured.scalars, options)
     return Report(tuple(f.site() for f in found), type(model).__name__)
 
 
@@ -107,16 +107,6 @@ def _check_call(model: Any, args: Any, kwargs: Any) -> None:
         raise OptionError(f"args must be a tuple of the forward's arguments, not {type(args).__name__}: write (x,).")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise OptionError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}.")
-
-
-def _constants(captured: Captured) -> dict[str, torch.Tensor]:
-    """Scalars that the trace made, by placeholder name: nobody can change them between calls."""
-    names = [n for n in captured.gm.graph.nodes if n.op == "placeholder"]
-    return {
-        str(node.target): captured.constants[state]
-        for node, state in zip(names, captured.states, strict=False)
-        if state in captured.constants and captured.constants[state].dim() == 0
-    }
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,7 @@ class _Builder:
 
 
 def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> tuple[Any, Report]:
-    constants, options = _constants(captured), settings.options
+    constants, options = captured.scalars, settings.options
     if options.dump:
         pipeline.dump(options.dump, captured.gm, (), "00_captured")
     original = None
@@ -179,7 +169,7 @@ def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, 
     gm = torch.fx.GraphModule(original, _copy(original.graph))
     again = replace(captured, gm=gm)
     found = []
-    for item in pipeline.find(gm.graph, _constants(again), settings.options):
+    for item in pipeline.find(gm.graph, again.scalars, settings.options):
         if item.anchor.name in failed and isinstance(item.result, Region):
             item = replace(item, result=pipeline.Decline(f"validation failed: {failed[item.anchor.name]}"))
         found.append(item)

@@ -50,6 +50,13 @@ class Captured:
     out_spec: Any
     training: bool
 
+    @property
+    def scalars(self) -> dict[str, torch.Tensor]:
+        """Scalars that the trace made, by placeholder name: nobody can change them between calls."""
+        names = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        held = zip(names, self.states, strict=False)
+        return {str(n.target): self.constants[s] for n, s in held if s in self.constants and not self.constants[s].dim()}
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The inputs as the graph takes them. Raises `ShapeError` if they are not what was captured."""
         kwargs = _in_order(self.in_spec, kwargs)

@@ -53,9 +53,14 @@ def compile_graph(
 ) -> tuple[Callable[..., Any], Report]:
     """A Dynamo graph with its attention rewritten, as a callable on the same inputs."""
     dispatch.use(options)
-    traced = retrace(gm, example_inputs)
-    found = pipeline.lower(traced, pipeline.find(traced.graph, {}, options))
-    report = Report(tuple(f.site() for f in found), "torch.compile graph")
+    try:
+        traced = retrace(gm, example_inputs)
+    except CaptureError as error:
+        # A graph that cannot be read is run as it is: a miss is never an error.
+        traced, found, notes = gm, [], (f"one graph was left as it is: {error}",)
+    else:
+        found, notes = pipeline.lower(traced, pipeline.find(traced.graph, {}, options)), ()
+    report = Report(tuple(f.site() for f in found), "torch.compile graph", notes)
     if rest == "eager":
         return traced.forward, report
     from torch._inductor.compile_fx import compile_fx
@@ -119,6 +124,7 @@ def compile_with_dynamo(
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
     sites = tuple(replace(s, kernel=dispatch.kernel_used(s.spec.key)) if s.spec is not None else s for s in sites)
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
+    notes += tuple(note for report in compiled.backend.reports for note in report.notes)
     return compiled, Report(sites, type(fast._source).__name__, notes)
 
 
@@ -129,7 +135,11 @@ def explain_with_dynamo(
     found: list[Any] = []
 
     def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        traced = retrace(gm, example_inputs)
+        try:
+            traced = retrace(gm, example_inputs)
+        except CaptureError as error:
+            log.info("one graph was left as it is: %s", error)
+            return gm.forward
         found.extend(f.site() for f in pipeline.find(traced.graph, {}, options))
         return gm.forward
 

@@ -205,7 +205,9 @@ def _where(c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr:
         y = y.args[2]
     if isinstance(x, Where) and x.args[0] == c:
         x = x.args[1]
-    if isinstance(c, sp.Not) or (isinstance(c, (sp.Or, sp.Ne)) and _text(_negate(c)) < _text(c)):
+    loaded = isinstance(c, (sp.Eq, sp.Ne)) and isinstance(c.args[0], IntLoad)
+    negated = isinstance(c, sp.Eq) if loaded else isinstance(c, (sp.Not, sp.Ne, sp.Or))
+    if negated:
         return Where(_negate(c), y, x)
     return Where(c, x, y)
 

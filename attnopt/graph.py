@@ -6,7 +6,8 @@ the graph itself made. In-place changes of inputs and buffers stay: they are eff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,19 +74,6 @@ def module_path(node: fx.Node) -> str:
     entries = [v[0] for v in stack.values()]
     path = str(entries[-1]) if entries else ""
     return path.replace("L['self'].", "").replace("L__self___", "").removeprefix("L['self']")
-
-
-def ancestors(node: fx.Node, stop: set[fx.Node]) -> Iterator[fx.Node]:
-    """The node and everything it is computed from, not passing `stop`."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current in seen or current in stop:
-            continue
-        seen.add(current)
-        yield current
-        stack.extend(current.all_input_nodes)
 
 
 def normalize(gm: fx.GraphModule) -> fx.GraphModule:
@@ -167,7 +155,7 @@ class _Functionalizer:
             written = mutated_argument(node)
             if written is not None:
                 self._purify(node, written)
-            elif is_call(node, *_VIEWS) or node.target is __import__("operator").getitem:
+            elif is_call(node, *_VIEWS) or node.target is operator.getitem:
                 source = node.args[0]
                 self.base[node] = self.base.get(source, source)
                 self.version[node] = self.count.get(self.base[node], 0)

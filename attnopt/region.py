@@ -46,6 +46,7 @@ class Region:
         captures: capture name to operand; a dimension's name is the position it takes in the capture.
         scalars: scalar name to node or integer.
         inner: every node between the operands and the output.
+        escapes: inner values that are also used elsewhere, such as returned weights; they stay in the graph.
         pattern, source, module_path: which pattern found it, and where the user wrote it.
         projections: parameter rows that make each head, if they were found.
     """
@@ -64,6 +65,7 @@ class Region:
     source: str | None
     module_path: str
     inner: frozenset[Any] = frozenset()
+    escapes: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
     projections: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -90,12 +90,15 @@ class _Checker(fx.Interpreter):
         self.verdicts: dict[str, Verdict] = {}
         self.pending: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
+        self.given: dict[str, Any] = {}
         for region in regions:
             for name in _operands(region):
                 self.pending[name] = self.pending.get(name, 0) + 1
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op == "placeholder":
+            self.given[n.name] = result
         if n.name in self.pending:
             self.kept[n.name] = result
         region = self.regions.get(n.name)
@@ -111,7 +114,7 @@ class _Checker(fx.Interpreter):
         call = self.calls.get(region.anchor.name)
         if call is None or region.spec.dropout or not isinstance(eager, torch.Tensor):
             return
-        seeds = {name: self.kept[name] for name in _operands(region)}
+        seeds = {**self.given, **{name: self.kept[name] for name in _operands(region)}}
         kernel = _evaluate(call, dict(seeds), self.module, double=False)
         query, key = seeds[region.query.node.name], seeds[region.key.node.name]
         if query.numel() // region.spec.heads.d_qk * (key.numel() // max(1, key.shape[-1])) > _MOST_SCORES * 64:

@@ -128,8 +128,12 @@ def _pixels(batch: int, side: int, *, quick: int) -> Any:
 
 _SHORT: Mapping[str, Any] = {"use_cache": False, "vocab_size": 1024}
 _LLAMA = {
-    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2, "num_attention_heads": 32,
-    "num_key_value_heads": 8, **_SHORT,
+    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32,
+    "num_key_value_heads": 4, **_SHORT,
+}  # fmt: skip
+_QWEN = {
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 2, "num_attention_heads": 14,
+    "num_key_value_heads": 2, **_SHORT,
 }  # fmt: skip
 _SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -140,12 +144,12 @@ ROWS: tuple[Row, ...] = (
         {"n_layer": 4, **_SHORT}, quick={"n_layer": 2},
     ),
     Row(
-        "llama", "Llama 2048", "2 of 16 layers, S=1024, B=2, left padding", "LlamaModel", "LlamaConfig",
+        "llama", "Llama 2048", "2 of 22 layers, S=1024, B=2, left padding", "LlamaModel", "LlamaConfig",
         _tokens(2, 1024, padding=30), _LLAMA, quick=_SMALL,
     ),
     Row(
-        "llama-sdpa", "Llama 2048, sdpa", "2 of 16 layers, S=1024, B=2, left padding", "LlamaModel", "LlamaConfig",
-        _tokens(2, 1024, padding=30), _LLAMA, attention="sdpa", quick=_SMALL,
+        "qwen2-sdpa", "Qwen2 896, sdpa", "2 of 24 layers, S=1024, B=2, left padding", "Qwen2Model", "Qwen2Config",
+        _tokens(2, 1024, padding=30), _QWEN, attention="sdpa", quick=_SMALL,
     ),
     Row(
         "t5", "T5-small 512", "6+6 layers, S=1024", "T5Model", "T5Config", _tokens(1, 1024, decoder=True),

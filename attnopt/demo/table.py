@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attnopt.demo.run import Result
 
 # A pipe has no width of its own: wide enough for one model a line.
-_PIPE_WIDTH = 170
+_PIPE_WIDTH = 140
 
 
 class Screen:
@@ -57,14 +57,14 @@ class Screen:
 
     def table(self, results: Sequence[Result], seconds: float) -> None:
         """The table, then every declined site and broken contract in words."""
-        table = Table(title="attnopt demo: eager and ours against fp64, one CPU process", show_lines=True)
-        table.add_column("model", min_width=16)
-        table.add_column("found/fused/declined", justify="center", max_width=8)
-        table.add_column("attention", min_width=44, overflow="fold")
-        for title in ("max error\neager | ours", "rms error\neager | ours", "ms\neager | ours", "ratio", "peak MB\neager | ours"):
+        table = Table(title="attnopt demo: errors are against fp64; where two figures stand, eager is above ours")
+        table.add_column("model", min_width=15)
+        table.add_column("found\nfused\ndeclined", justify="right", no_wrap=True)
+        table.add_column("attention", min_width=30, overflow="fold")
+        for title in ("max error", "rms error", "ms", "speed", "peak MB"):
             table.add_column(title, justify="right", no_wrap=True)
         for result in results:
-            table.add_row(*_cells(result))
+            table.add_row(*_cells(result), end_section=True)
         self.out.print(table)
         for result in results:
             for decline in result.declines:
@@ -80,13 +80,13 @@ def _cells(result: Result) -> list[str]:
     kernels = ", ".join(result.kernels)
     return [
         f"[bold]{result.title}[/]\n[dim]{result.note}[/]",
-        f"{result.sites}/{result.fused}/{result.declined}",
+        f"{result.sites}\n{result.fused}\n{result.declined}",
         _plain(specs) + (f"\n[dim]kernel {_plain(kernels)}[/]" if kernels else ""),
-        f"{result.eager_error.max:.1e} | {result.error.max:.1e}",
-        f"{result.eager_error.rms:.1e} | {result.error.rms:.1e}",
-        f"{_ms(result.eager_seconds)} | {_ms(result.seconds)}",
+        f"{result.eager_error.max:.1e}\n{result.error.max:.1e}",
+        f"{result.eager_error.rms:.1e}\n{result.error.rms:.1e}",
+        f"{_ms(result.eager_seconds)}\n{_ms(result.seconds)}",
         f"{result.eager_seconds / result.seconds:.2f}x",
-        f"{_mb(result.eager_memory)} | {_mb(result.memory)}",
+        f"{_mb(result.eager_memory)}\n{_mb(result.memory)}",
     ]
 
 

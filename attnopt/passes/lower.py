@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import sympy as sp
@@ -39,7 +40,7 @@ class Lowering:
             call = self.graph.call_function(
                 torch.ops.attnopt.attention.default, (query, key, val, captures, scalars, region.spec.text)
             )
-            out = self.graph.call_function(__import__("operator").getitem, (call, 0))
+            out = self.graph.call_function(operator.getitem, (call, 0))
             out = self._arrange(region, out)
         call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}

@@ -6,6 +6,7 @@ build expressions, `arange` and friends are coordinates, everything else is a lo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ class Lifter:
             return inner, tuple(sp.expand(i) if isinstance(i, (sp.Add, sp.Mul)) else i for i in old)
         if name in CASTS and value(node).dtype == value(node.args[0]).dtype:
             return node.args[0], index
-        if node.op == "call_function" and node.target is __import__("operator").getitem:
+        if node.op == "call_function" and node.target is operator.getitem:
             found = pieces(node)
             if found is None:
                 return None
@@ -275,7 +276,9 @@ def _scatter(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> 
         start, stop = size(a["start"] or 0), shape(a["src"])[dim]
         if a["step"] != 1 or start.is_negative:
             return None
-        inside = sp.And(sp.Ge(index[dim], start), sp.Lt(index[dim], start + stop))
+        above = sp.true if start == 0 else sp.Ge(index[dim], start)
+        below = sp.true if sp.expand(start + stop - shape(node)[dim]) == 0 else sp.Lt(index[dim], start + stop)
+        inside = sp.And(above, below)
         inner = (*index[:dim], index[dim] - start, *index[dim + 1 :])
     return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
 

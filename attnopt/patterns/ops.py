@@ -70,7 +70,7 @@ def _mul(x: Any, y: Any) -> Any:
 
 
 def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
-    x, y = num(x), num(y) * num(alpha)
+    x, y = num(x), _mul(y, alpha) if alpha != 1 else num(y)
     for a, c in ((x, y), (y, x)):
         if isinstance(a, Where) and a.args[1].is_number and a.args[2].is_number and c.is_number:
             return Where(a.args[0], a.args[1] + c, a.args[2] + c)
@@ -79,13 +79,13 @@ def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
 
 POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::add": _add,
-    "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, -num(y), alpha),
-    "aten::rsub": lambda x, y, alpha=sp.S.One: _add(y, -num(x), alpha),
+    "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, y, -num(alpha)),
+    "aten::rsub": lambda x, y, alpha=sp.S.One: _add(y, x, -num(alpha)),
     "aten::mul": _mul,
     "aten::div": _div,
     "aten::floor_divide": lambda x, y: _div(x, y, "floor"),
     "aten::remainder": lambda x, y: Mod(num(x), num(y)),
-    "aten::neg": lambda x: -num(x),
+    "aten::neg": lambda x: _mul(num(x), sp.S.NegativeOne),
     "aten::abs": lambda x: sp.Abs(num(x)),
     "aten::sign": lambda x: sp.sign(num(x)),
     "aten::exp": lambda x: sp.exp(num(x)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
+from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
-from attnopt.graph import ancestors, module_path, source_line, value
+from attnopt.graph import module_path, source_line, value
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter, op_name
 from attnopt.patterns.masks import Masked
@@ -117,14 +119,23 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     return _region(parts, frame, spec, operands, captures, extents.scalars)
 
 
+@functools.lru_cache(maxsize=1)
+def _dataflow(graph: fx.Graph, size: int) -> Dataflow:
+    """The graph's dataflow, made once for all its sites; `size` tells a changed graph from itself."""
+    return Dataflow((a, n) for n in graph.nodes for a in n.all_input_nodes)
+
+
 def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:
     leaves = {o.node.table if isinstance(o.node, Line) else o.node for o in (*operands.values(), *captures.values())}
-    inner = frozenset(ancestors(parts.output, leaves)) if parts.output not in leaves else frozenset()
+    flow = _dataflow(parts.output.graph, len(parts.output.graph.nodes))
+    inner = flow.between({operands["query"].node, operands["key"].node}, parts.output) - leaves
+    inner.add(parts.output)
+    escapes = tuple(str(n) for n in flow.escapes(inner, parts.output))
     return Region(
         spec=spec, output=parts.output, out_dims=frame.dims, batch=tuple(s.name for s in frame.batch),
         query=operands["query"], key=operands["key"], value=operands["value"], captures=captures, scalars=scalars,
         anchor=parts.anchor, pattern=parts.pattern, source=source_line(parts.anchor),
-        module_path=module_path(parts.anchor), inner=inner,
+        module_path=module_path(parts.anchor), inner=frozenset(inner), escapes=escapes,
     )  # fmt: skip
 
 

@@ -1,0 +1,222 @@
+"""The `attnopt` command. Exit status: 0 done, 1 the answer is no (a declined site, a bad entry), 2 misuse."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from attnopt._version import VERSION
+from attnopt.errors import AttnoptError, CompileError, OptionError
+from attnopt.options import Options
+
+_PACKAGES = ("torch", "sympy", "networkx", "numpy", "transformers", "triton", "onnx")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv`, by default the process's arguments, and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except AttnoptError as error:
+        print(f"attnopt: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader went away, as `| head` does
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("attnopt: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="attnopt", description="Finds the attention in a PyTorch model and fuses it.")
+    parser.add_argument("--version", action="version", version=f"attnopt {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="optimise real models side by side with eager and print a table")
+    demo.add_argument("--only", action="append", default=[], metavar="NAME", help="only this model; may be repeated")
+    demo.add_argument("--quick", action="store_true", help="smaller models and shorter sequences, for a first look")
+    demo.add_argument("--json", metavar="PATH", help="also write the figures as JSON")
+    demo.set_defaults(run=_demo)
+
+    explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
+    explain.add_argument("target", help="MODULE:NAME of a function that returns (model, args, kwargs), or hf:MODEL_TYPE")
+    explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
+    explain.add_argument("--layers", type=_positive, default=2, help="layers for hf: models (2)")
+    explain.add_argument("--strict", action="store_true", help="exit with 1 if any site is declined or none is found")
+    explain.add_argument("--json", metavar="PATH", help="also write the report as JSON")
+    explain.add_argument("--html", metavar="PATH", help="also write the report as one HTML page")
+    explain.set_defaults(run=_explain)
+
+    info = commands.add_parser("info", help="versions, compiler, processor, cache and options")
+    info.set_defaults(run=_info)
+
+    cache = commands.add_parser("cache", help="look after the compiled kernels")
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, run, text in (
+        ("ls", _cache_ls, "list the entries"),
+        ("verify", _cache_verify, "check every entry; exit with 1 if one is bad"),
+        ("clear", _cache_clear, "remove every entry"),
+        ("export", _cache_export, "write every good entry to a .tar.gz"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.set_defaults(run=run)
+    actions.choices["export"].add_argument("path", help="the archive to write")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
+    return int(text)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from attnopt.demo.run import demo
+
+    if arguments.json:
+        _writable(arguments.json)
+    return demo(arguments.only, arguments.quick, arguments.json)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    for path in filter(None, (arguments.json, arguments.html)):
+        _writable(path)
+    model, args, kwargs = _target(arguments)
+    from attnopt.api import explain
+
+    report = explain(model, args, kwargs)
+    print(report)
+    if arguments.json:
+        Path(arguments.json).write_text(report.to_json() + "\n", encoding="utf-8")
+    if arguments.html:
+        report.to_html(arguments.html)
+    return 1 if arguments.strict and (report.declined or not report.sites) else 0
+
+
+def _writable(path: str) -> None:
+    """Find out before the work, not after it. Raises `OptionError`."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise OptionError(f"{path!r} cannot be written: the folder {str(folder)!r} does not exist.")
+
+
+def _target(arguments: argparse.Namespace) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The model and inputs that `attnopt explain` was given. Raises `OptionError` that says what to give."""
+    target = arguments.target
+    if target.startswith("hf:"):
+        from attnopt.demo.hub import from_config
+
+        return from_config(target.removeprefix("hf:"), arguments.layers, arguments.tokens)
+    module_name, separator, name = target.partition(":")
+    if not separator or not module_name or not name:
+        raise OptionError(f"{target!r} is neither MODULE:NAME nor hf:MODEL_TYPE, such as my_models:build or hf:gpt2.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except ModuleNotFoundError as error:
+        raise OptionError(f"cannot import {module_name!r}: {error}.") from error
+    except AttributeError as error:
+        raise OptionError(f"{module_name!r} has no {name!r}: {error}.") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    return _model_and_inputs(value, target)
+
+
+def _model_and_inputs(value: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    from torch import nn
+
+    made = value() if callable(value) and not isinstance(value, nn.Module) else value
+    wanted = f"{target} must give (model, args) or (model, args, kwargs), with args a tuple and kwargs a dict"
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
+        raise OptionError(f"{wanted}; it gave {type(made).__name__}.")
+    model, args, kwargs = (*made, {})[:3]
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
+        raise OptionError(f"{wanted}; it gave {type(args).__name__} and {type(kwargs).__name__}.")
+    return model, tuple(args), kwargs
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    for label, value in _facts():
+        print(f"{label:<12} {value}")
+    return 0
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    import torch
+
+    from attnopt.runtime.compile import find_compiler
+
+    yield "attnopt", VERSION
+    yield "python", platform.python_version()
+    for name in _PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed"
+    options = Options.make()
+    try:
+        yield "compiler", find_compiler(options).identity
+    except CompileError as error:
+        yield "compiler", f"none: {error}"
+    threads = f"{torch.get_num_threads()} threads"
+    yield "processor", f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"
+    path = options.cache_path
+    yield "cache", f"{path}{'' if path.exists() else ' (not made yet)'}"
+    yield "options", ", ".join(f"{name}={getattr(options, name)!r}" for name in Options.__dataclass_fields__)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cache() -> Any:
+    from attnopt.runtime.cache import Cache
+
+    return Cache(Options.make().cache_path)
+
+
+def _cache_ls(arguments: argparse.Namespace) -> int:
+    cache = _cache()
+    entries = cache.entries()
+    for entry in entries:
+        made = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
+        print(f"{entry.key[:16]}  {made}  {entry.size / 1024:8.0f} KiB  {entry.manifest.get('compiler', '')}")
+    total = sum(entry.size for entry in entries)
+    print(f"{len(entries)} kernels, {total / 2**20:.1f} MiB in {cache.path}")
+    return 0
+
+
+def _cache_verify(arguments: argparse.Namespace) -> int:
+    cache = _cache()
+    problems = {key: problem for key, problem in cache.verify().items() if problem is not None}
+    for key, problem in problems.items():
+        print(f"{key[:16]}  {problem}")
+    print(f"{len(cache.keys()) - len(problems)} good, {len(problems)} bad in {cache.path}")
+    return 1 if problems else 0
+
+
+def _cache_clear(arguments: argparse.Namespace) -> int:
+    cache = _cache()
+    print(f"{cache.clear()} kernels removed from {cache.path}")
+    return 0
+
+
+def _cache_export(arguments: argparse.Namespace) -> int:
+    _writable(arguments.path)
+    print(f"{_cache().export(Path(arguments.path))} kernels written to {arguments.path}")
+    return 0
