@@ -117,7 +117,11 @@ class _Builder:
 
     def __call__(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
         settings = self.settings
-        dispatch.use(settings.options)
+        with dispatch.use(settings.options):
+            return self._build(fast, args, kwargs)
+
+    def _build(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
+        settings = self.settings
         try:
             captured = capture(fast._source, args, kwargs, settings.dynamic_shapes)
         except CaptureError as error:
@@ -138,7 +142,7 @@ def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, se
     if options.dump:
         pipeline.dump(options.dump, captured.gm, found, "01_lowered")
     run: Any = captured.gm
-    compiled = Compiled(captured, run, fast)
+    compiled = Compiled(captured, run, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:
         leaves = captured.flatten(args, kwargs)
@@ -149,7 +153,7 @@ def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, se
             return _without(fast, captured, original, failed, args, kwargs, settings)
     if settings.rest == "inductor":
         compiled.run = torch.compile(captured.gm, backend="inductor")
-    sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key)) if s.spec is not None else s for s in sites]
+    sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites]
     return compiled, _finish(fast, sites, figures, settings)
 
 
@@ -175,7 +179,7 @@ def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, 
         found.append(item)
     found = pipeline.lower(gm, found)
     sites = [f.site() for f in found]
-    return Compiled(again, gm, fast), _finish(fast, sites, {}, settings)
+    return Compiled(again, gm, fast, settings.options), _finish(fast, sites, {}, settings)
 
 
 def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, notes: tuple[str, ...] = ()) -> Report:

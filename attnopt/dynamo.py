@@ -52,7 +52,6 @@ def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], rest: str, options: Options
 ) -> tuple[Callable[..., Any], Report]:
     """A Dynamo graph with its attention rewritten, as a callable on the same inputs."""
-    dispatch.use(options)
     try:
         traced = retrace(gm, example_inputs)
     except CaptureError as error:
@@ -61,11 +60,17 @@ def compile_graph(
     else:
         found, notes = pipeline.lower(traced, pipeline.find(traced.graph, {}, options)), ()
     report = Report(tuple(f.site() for f in found), "torch.compile graph", notes)
-    if rest == "eager":
-        return traced.forward, report
-    from torch._inductor.compile_fx import compile_fx
+    run: Callable[..., Any] = traced.forward
+    if rest == "inductor":
+        from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(traced, list(example_inputs)), report
+        run = compile_fx(traced, list(example_inputs))
+
+    def compiled(*inputs: Any) -> Any:
+        with dispatch.use(options):
+            return run(*inputs)
+
+    return compiled, report
 
 
 def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
@@ -122,7 +127,8 @@ def compile_with_dynamo(
     except Exception as error:
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
-    sites = tuple(replace(s, kernel=dispatch.kernel_used(s.spec.key)) if s.spec is not None else s for s in sites)
+    with dispatch.use(settings.options):
+        sites = tuple(replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites)
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
     notes += tuple(note for report in compiled.backend.reports for note in report.notes)
     return compiled, Report(sites, type(fast._source).__name__, notes)

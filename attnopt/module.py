@@ -8,21 +8,26 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from attnopt.capture import Captured, share
+from attnopt.options import Options
 from attnopt.report import Report
+from attnopt.runtime import dispatch
 
 
 class Compiled:
     """A captured graph after rewriting, ready to run on the states of a module tree."""
 
-    def __init__(self, captured: Captured, run: Any, tree: nn.Module) -> None:
+    def __init__(self, captured: Captured, run: Any, tree: nn.Module, options: Options) -> None:
         self.captured = captured
+        self.options = options
         self.run = run
         self.slots = [_slot(tree, name, captured) for name in captured.states]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self.captured.flatten(args, kwargs)
         states = [held[name] for held, name in self.slots]
-        return pytree.tree_unflatten(list(self.run(*states, *leaves)), self.captured.out_spec)
+        with dispatch.use(self.options):
+            results = self.run(*states, *leaves)
+        return pytree.tree_unflatten(list(results), self.captured.out_spec)
 
 
 def _slot(tree: nn.Module, name: str, captured: Captured) -> tuple[dict[str, Any], str]:

@@ -24,7 +24,6 @@ class Options:
         compile_timeout: seconds before a compiler is given up.
         lock_timeout: seconds to wait for another process that compiles the same kernel.
         first_use_check: compare each new kernel with the reference on sampled rows at its first use.
-        validate_rows: query rows compared per site in validation; 0 means all of them.
         fuel: stop after this many rewritten sites (bisecting); -1 means no limit.
         dump: folder that receives graphs, specs and generated kernels; None means no dump.
         disable: leave every model as it is.
@@ -36,7 +35,6 @@ class Options:
     compile_timeout: float = 60.0
     lock_timeout: float = 120.0
     first_use_check: bool = True
-    validate_rows: int = 0
     fuel: int = -1
     dump: str | None = None
     disable: bool = False

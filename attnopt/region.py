@@ -8,8 +8,9 @@ from typing import Any
 
 from attnopt.spec import AttentionSpec
 
-# A dimension of a tensor in a graph: a coordinate by name ("b", "b1", "h", "q", "k", "d") or a fixed index.
-Dim = str | int
+# A dimension of a tensor in a graph: a coordinate by name ("b", "b1", "h", "q", "k", "d"), a fixed index, or
+# batch and heads folded into one dimension.
+Dim = str | int | tuple[str, str]
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,7 @@ def _frozen(value: Value) -> Value:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise AttnoptError(
-            f"a figure must be a number, text or a mapping of such, not {type(value).__name__}."
-        ) from None
+        raise AttnoptError(f"a figure is a number, text or a mapping of these, not {type(value).__name__}.") from None
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,8 @@ class Report:
         return "\n".join(_lines(self))
 
     def to_json(self) -> str:
-        """The report as JSON with sorted keys: equal reports give equal text in every process."""
-        return json.dumps(_to_dict(self), indent=2, sort_keys=True, allow_nan=False)
+        """The report as JSON in a fixed order of fields: the same text in every process."""
+        return json.dumps(_to_dict(self), indent=2, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> Report:

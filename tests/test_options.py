@@ -36,7 +36,7 @@ def test_every_kernel_name_is_accepted(kernel: str) -> None:
 
 
 def test_an_unknown_name_is_an_error_with_a_hint() -> None:
-    with pytest.raises(OptionError, match="unknown option 'kernal'.*Did you mean 'kernel'"):
+    with pytest.raises(OptionError, match=r"unknown option 'kernal'.*Did you mean 'kernel'"):
         Options.make({"kernal": "cpp"})
 
 
@@ -53,7 +53,7 @@ def test_something_that_is_no_mapping_is_an_error() -> None:
 @pytest.mark.parametrize("name", ["compile_timeout", "lock_timeout"])
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_time_limits_are_positive(name: str, value: float) -> None:
-    with pytest.raises(OptionError, match=f"{name}=.*positive"):
+    with pytest.raises(OptionError, match=rf"{name}=.*positive"):
         Options(**{name: value})
 
 
@@ -90,7 +90,7 @@ def test_an_unreadable_variable_is_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     monkeypatch.setenv(f"ATTNOPT_{name.upper()}", text)
-    with pytest.raises(OptionError, match=f"ATTNOPT_{name.upper()}='{text}'"):
+    with pytest.raises(OptionError, match=rf"ATTNOPT_{name.upper()}='{text}'"):
         Options.make()
 
 

@@ -58,7 +58,7 @@ class Row:
     quick: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, quick: bool = False) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-        """The model in eval mode with its inputs, the same in every process. Raises `AttnoptError` if a package lacks."""
+        """The model in eval mode with its inputs, the same every time. Raises `AttnoptError` for a missing package."""
         transformers = _transformers()
         torch.manual_seed(0)
         if not self.config:

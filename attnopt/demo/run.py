@@ -16,6 +16,7 @@ from attnopt.api import optimize
 from attnopt.demo import measure
 from attnopt.demo.models import Row, find
 from attnopt.demo.table import Screen
+from attnopt.report import Site
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,16 @@ def run_row(row: Row, quick: bool = False, say: Any = lambda step: None) -> Resu
         sites=len(report.sites), fused=report.fused, declined=report.declined,
         specs=tuple(map(str, report.specs)),
         kernels=tuple(sorted({site.kernel for site in report.sites if site.kernel})),
-        declines=tuple(f"{s.module_path or s.name}: {s.reason} {s.source}" for s in report.sites if s.status == "declined"),
+        declines=tuple(_decline(site) for site in report.sites if site.status == "declined"),
         eager_error=eager_error, error=error, within_contract=good,
         eager_seconds=eager_seconds, seconds=seconds,
         eager_memory=measure.peak_memory(eager), memory=measure.peak_memory(ours),
         optimize_seconds=optimize_seconds,
     )  # fmt: skip
+
+
+def _decline(site: Site) -> str:
+    return f"{site.module_path or site.name}: {site.reason} {site.source}"
 
 
 def demo(names: Sequence[str] = (), quick: bool = False, json_path: str | None = None) -> int:

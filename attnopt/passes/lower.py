@@ -43,6 +43,7 @@ class Lowering:
             out = self.graph.call_function(operator.getitem, (call, 0))
             out = self._arrange(region, out)
         call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
+        call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
         region.output.replace_all_uses_with(out)
         _views_to_reshapes(out)
@@ -56,6 +57,10 @@ class Lowering:
         position = "q" if operand is region.query else "k"
         order = [*(region.batch or ("b",)), "h", position, "d"]
         node, dims = self._select(operand.node, list(operand.dims))
+        if ("b", "h") in dims:
+            place = dims.index(("b", "h"))
+            node = self._call(aten.unflatten.int, node, place, [-1, region.spec.heads.q])
+            dims[place : place + 1] = ["b", "h"]
         present = [d for d in order if d in dims]
         if dims != present:
             node = self._call(aten.permute.default, node, [dims.index(d) for d in present])

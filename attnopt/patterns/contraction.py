@@ -20,6 +20,8 @@ def contract(node: fx.Node, index: Index, summed: sp.Symbol) -> tuple[Side, Side
     if name in ("aten::matmul", "aten::bmm", "aten::mm"):
         left, right = node.args[0], node.args[1]
         return _matmul(left, right, index, summed)
+    if name == "aten::baddbmm":
+        return _matmul(node.args[1], node.args[2], index, summed)
     if name == "aten::einsum":
         return _einsum(node, index, summed)
     return None
@@ -31,7 +33,7 @@ def extent(node: fx.Node) -> sp.Expr:
         left, right, out = _letters(node)
         letter = next(c for c in left if c not in out)
         return shape(arguments(node)["tensors"][0])[left.index(letter)]
-    return shape(node.args[0])[-1]
+    return shape(node.args[1 if op_name(node) == "aten::baddbmm" else 0])[-1]
 
 
 def _matmul(left: fx.Node, right: fx.Node, index: Index, summed: sp.Symbol) -> tuple[Side, Side] | None:

@@ -65,14 +65,32 @@ class Sizes:
         if isinstance(x, FloorDiv):
             return self.div(x.args[0], sp.expand(x.args[1] * n))
         parts = self.split(x, n)
-        return parts[0] if parts else FloorDiv(x, n)
+        if parts:
+            return parts[0]
+        coarse = self._coarse(x, n)
+        return FloorDiv(coarse[0], n / coarse[2]) if coarse else FloorDiv(x, n)
 
     def mod(self, x: sp.Expr, n: sp.Expr) -> sp.Expr:
         """`x % n`, simplified."""
         if isinstance(x, Mod) and _divide(x.args[1], n) is not None:
             return self.mod(x.args[0], n)
         parts = self.split(x, n)
-        return parts[1] if parts else Mod(x, n)
+        if parts:
+            return parts[1]
+        coarse = self._coarse(x, n)
+        return coarse[2] * Mod(coarse[0], n / coarse[2]) + coarse[1] if coarse else Mod(x, n)
+
+    def _coarse(self, x: sp.Expr, n: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr] | None:
+        """`(y, r, g)` with `x = g*y + r`, `0 <= r < g` and g a divisor of n: only y matters to `x // n`."""
+        if not n.is_Integer:
+            return None
+        for term in sp.Add.make_args(sp.expand(x)):
+            step = term.as_coeff_Mul()[0]
+            if step.is_Integer and 1 < step < n and n % step == 0:
+                parts = self.split(x, step)
+                if parts:
+                    return parts[0], parts[1], step
+        return None
 
     def reshape(self, index: Sequence[sp.Expr], old: Sequence[sp.Expr], new: Sequence[sp.Expr]) -> list[sp.Expr] | None:
         """The index into shape `new` of the element at `index` in shape `old`; None if sizes do not tell."""

@@ -28,6 +28,8 @@ _CONSTANTS = {
     "aten::scalar_tensor": None,
 }  # fmt: skip
 _LARGE = 48
+# Ends the name of a load that stands for the product inside a `baddbmm`, without what it is added to.
+PRODUCT = "_product"
 
 
 def op_name(node: Any) -> str:
@@ -145,6 +147,10 @@ class Lifter:
             return self.lift(a["input"], index)
         if name in POINTWISE:
             return self._pointwise(node, name, index)
+        if name == "aten::baddbmm":
+            added = ex.as_number(self._broadcast(a["self"], index)) * ex.number(a["beta"])
+            self.nodes[f"{node.name}{PRODUCT}"] = node
+            return added + ex.load(f"{node.name}{PRODUCT}", *index) * ex.number(a["alpha"])
         rule = _GATHERS.get(name)
         if rule is not None:
             return rule(self, node, a, index)

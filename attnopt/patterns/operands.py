@@ -16,7 +16,7 @@ from attnopt.errors import Decline
 from attnopt.graph import value
 from attnopt.patterns.lift import Lifter, op_name
 from attnopt.patterns.views import Index, shape
-from attnopt.region import Operand
+from attnopt.region import Dim, Operand
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,16 @@ def resolve(place: Place, frame: Any, lifter: Lifter, role: str) -> Resolved | D
 
 
 def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Expr) -> Resolved | None:
-    dims: list[str | int] = []
+    dims: list[Dim] = []
     table: tuple[int, ...] = (0,) * frame.heads
     heads = 1
     plain = {place.position: "q" if place.position == ex.q else "k", place.feature: "d", **{b: b.name for b in frame.batch}}
     for at, extent in zip(index, shape(node), strict=True):
         if at.is_Integer:
             dims.append(int(at))
+        elif frame.fold is not None and at == frame.fold:
+            dims.append(("b", "h"))
+            heads, table = frame.heads, tuple(range(frame.heads))
         elif at in plain and plain[at] not in dims:
             dims.append(plain[at])
         elif at.free_symbols == {ex.h} and "h" not in dims and extent.is_Integer:
@@ -102,6 +105,8 @@ def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Exp
 
 def _whole(node: fx.Node, dims: list[Any], frame: Any, place: Place, heads: int, table: tuple[int, ...]) -> bool:
     """Whether each dimension is as long as its coordinate, so that no offset or remainder is hidden."""
+    if ("b", "h") in dims and "h" in dims:
+        return False
     extents = {"d": place.feature, "q": ex.q, "k": ex.k, **{b.name: b for b in frame.batch}}
     for dim, size in zip(dims, shape(node), strict=True):
         if isinstance(dim, str) and dim != "h" and size != frame.extent(extents[dim]):

@@ -16,7 +16,7 @@ from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
 from attnopt.graph import module_path, source_line, value
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import Lifter, op_name
+from attnopt.patterns.lift import PRODUCT, Lifter, op_name
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, resolve
 from attnopt.patterns.views import Index, shape
@@ -35,6 +35,7 @@ class Frame:
     batch: tuple[sp.Symbol, ...]
     sizes: Sizes
     heads: int
+    fold: sp.Expr | None = None
 
     def extent(self, symbol: sp.Symbol) -> sp.Expr:
         """How many values a coordinate takes."""
@@ -68,7 +69,8 @@ def frame(output: fx.Node, query_dim: int, width_dim: int, n_k: sp.Expr, d_qk: s
     if not heads.is_Integer:
         return Decline("the number of heads is not known when the graph is captured", output)
     sizes[ex.h] = heads
-    return Frame(tuple(index), tuple(dims), tuple(batch), Sizes(sizes), int(heads))
+    folded = ex.b * fold + ex.h if ("b", "h") in dims else None
+    return Frame(tuple(index), tuple(dims), tuple(batch), Sizes(sizes), int(heads), folded)
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any,
     counts: dict[str, int] = {}
     for name in ranked:
         node = lifter.nodes[name]
+        if name.endswith(PRODUCT):
+            return Decline("a second product of queries is added to the scores", node), exprs
         if not isinstance(value(node), torch.Tensor):
             return Decline("a number that the model computes enters the scores", node), exprs
         fixed, order = layouts[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import sympy as sp
@@ -82,8 +83,9 @@ def _range(
     for rows in spans[ex.q].split(max(1, _ELEMENTS // others)):
         scope = Scope({**spans, ex.q: rows}, sizes, tensors, None, torch.float32)
         values = evaluate(index, scope)
-        for guard in guards:
-            values, holds = torch.broadcast_tensors(values, evaluate(guard, scope))
+        if guards:
+            holds = functools.reduce(torch.logical_and, (evaluate(g, scope) for g in guards))
+            values, holds = torch.broadcast_tensors(values, holds)
             values = values[holds]
         if values.numel():
             least, most = int(values.min()), int(values.max())

@@ -1,10 +1,259 @@
+"""Which kernel runs: on the hot path one look-up, on a miss the best backend that works here, with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen import cpp
+from attnopt.codegen.cpp_loads import k_axes
+from attnopt.errors import AttnoptError, CompileError
+from attnopt.options import Options
+from attnopt.runtime.build import build
+from attnopt.runtime.inputs import check_inputs
+from attnopt.runtime.native import Native, check_rows, layout_of
 from attnopt.runtime.reference import reference
+from attnopt.runtime.sdpa import Sdpa, sdpa_scale
 from attnopt.spec import AttentionSpec
-import functools, torch
-@functools.lru_cache
-def _p(t): return AttentionSpec.parse(t)
-def forward(q,k,v,captures,scalars,spec):
-    s=_p(spec)
-    out,lse=reference(s,q,k,v,captures,scalars)
-    out=out.transpose(1,2).contiguous().transpose(1,2)
-    return out, lse.float() if "lse" in s.returns else q.new_empty((0,),dtype=torch.float32)
+
+_SHAPES_KEPT = 4096
+
+
+class AttnoptWarning(UserWarning):
+    """Something works less well than it could, with what to do about it."""
+
+
+class _Reference:
+    name = "reference"
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.spec = spec
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        return reference(self.spec, q, k, v, captures, scalars)
+
+
+class _Site:
+    """One spec: its backends by layout, and the shapes that have been checked."""
+
+    def __init__(self, text: str) -> None:
+        self.spec = AttentionSpec.parse(text)
+        self.wants_lse = "lse" in self.spec.returns
+        self.axes = k_axes(self.spec)
+        self.backends: dict[Any, Any] = {}
+        self.shapes: dict[Any, Any] = {}
+        self.classes: set[Any] = set()
+        self.used: str | None = None
+        self.reason = ""
+
+    def fallback(self) -> Sdpa | _Reference:
+        return _Reference(self.spec) if sdpa_scale(self.spec) is None else Sdpa(self.spec)
+
+
+class Dispatcher:
+    """The sites, backends and warnings of one `Options`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.sites: dict[str, _Site] = {}
+        self.said: set[str] = set()
+        self.lock = threading.RLock()
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], text: str
+    ) -> tuple[Tensor, Tensor]:
+        """`(out, lse)` as the operator promises them."""
+        site = self.sites.get(text) or self._site(text)
+        shape = self._shape(site, q, k, v, captures, scalars)
+        backend = site.shapes.get(shape)
+        if backend is None:
+            return self._first(site, shape, q, k, v, captures, scalars)
+        if backend.name == "cpp":
+            if not backend.by_data or backend.leaves(q, k, captures, scalars, True) is None:
+                try:
+                    out, lse = backend(q, k, v, captures, scalars)
+                    return out, torch.empty(0, dtype=torch.float32) if lse is None else lse
+                except CompileError as error:
+                    self.warn(f"a kernel failed ({error}); {self._instead(site)} ran instead.")
+            backend = _Reference(site.spec)
+        return self._finish(site, backend(q, k, v, captures, scalars))
+
+    @staticmethod
+    def _shape(
+        site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Any, ...]:
+        shape = (q.dtype, k.dtype, v.dtype, q.shape, k.shape, v.shape, q.device, k.device, v.device)
+        if not captures and not scalars:
+            return shape
+        about = [(t.dtype, t.shape, t.device, a is not None and t.stride(a)) for t, a in zip(captures, site.axes)]
+        return (*shape, *about, *scalars)
+
+    def _site(self, text: str) -> _Site:
+        with self.lock:
+            return self.sites.setdefault(text, _Site(text))
+
+    def _first(
+        self,
+        site: _Site,
+        shape: tuple[Any, ...],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        captures: Sequence[Tensor],
+        scalars: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """A shape seen for the first time: inputs are checked, a backend chosen, its result compared."""
+        check_inputs(site.spec, q, k, v, captures, scalars)
+        if 0 in (*q.shape, k.shape[2]):
+            return self._finish(site, reference(site.spec, q, k, v, captures, scalars))
+        with self.lock:
+            backend = self._backend(site, q, captures)
+            result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name == "cpp" else None
+            if result is None and backend.name == "cpp":
+                backend = site.fallback()
+            if len(site.shapes) >= _SHAPES_KEPT:
+                site.shapes.clear()
+            site.shapes[shape] = backend
+            site.used = backend.name
+        return self._finish(site, result or backend(q, k, v, captures, scalars))
+
+    def _tried(
+        self,
+        site: _Site,
+        backend: Native,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        captures: Sequence[Tensor],
+        scalars: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """The kernel's result, or None (after a warning) if it may not be used here."""
+        q, k, v = inputs
+        problem = backend.leaves(q, k, captures, scalars)
+        if problem:
+            self.warn(f"{problem}; {self._instead(site)} runs at these sizes.")
+            return None
+        try:
+            result = backend(q, k, v, captures, scalars)
+        except CompileError as error:
+            self.warn(f"a kernel failed ({error}); {self._instead(site)} runs instead.")
+            return None
+        layout = layout_of(site.axes, q, captures)
+        tag = (layout, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
+        if self.options.first_use_check and tag not in site.classes:
+            verdict = check_rows(site.spec, inputs, captures, scalars, *result)
+            if not verdict.ok:
+                site.reason = f"failed its first-use check: {verdict}"
+                site.backends[layout, q.device.type] = site.fallback()
+                site.shapes.clear()
+                self.warn(
+                    f"the kernel of {site.spec} disagrees with the reference and is switched off ({verdict}); "
+                    f"{self._instead(site)} runs instead. Please report this with the spec's text."
+                )
+                return None
+            site.classes.add(tag)
+        return result
+
+    def _backend(self, site: _Site, q: Tensor, captures: Sequence[Tensor]) -> Any:
+        layout = layout_of(site.axes, q, captures)
+        key = (layout, q.device.type)
+        if key not in site.backends:
+            site.backends[key] = self._choose(site, layout, q.device.type)
+        return site.backends[key]
+
+    def _choose(self, site: _Site, layout: Any, device: str) -> Any:
+        kernel = self.options.kernel
+        if kernel == "reference" or self.options.disable:
+            return _Reference(site.spec)
+        if kernel == "sdpa" or device != "cpu" or layout.dtype == "float64":
+            return site.fallback()
+        problem = cpp.supported(site.spec, layout)
+        if problem is None:
+            try:
+                return Native(site.spec, build(site.spec, layout, self.options, self.warn))
+            except AttnoptError as error:
+                problem = str(error)
+        site.reason = problem
+        self.warn(f"no compiled kernel: {problem} {self._instead(site).capitalize()} runs instead.")
+        return site.fallback()
+
+    @staticmethod
+    def _instead(site: _Site) -> str:
+        return "the reference" if sdpa_scale(site.spec) is None else "scaled_dot_product_attention"
+
+    def _finish(self, site: _Site, result: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+        """The result in the layout and dtypes that the operator's fake kernel promises."""
+        out, lse = result
+        batch, heads, rows, width = out.shape
+        row = max(width, 1)
+        token = row * max(heads, 1)
+        if out.stride() != (token * max(rows, 1), row, token, 1):
+            out = out.new_empty((batch, rows, heads, width)).transpose(1, 2).copy_(out)
+        if not site.wants_lse or lse is None:
+            return out, torch.empty(0, dtype=torch.float32, device=out.device)
+        return out, lse.to(torch.float32).contiguous()
+
+    def warn(self, message: str) -> None:
+        """Say it, once."""
+        if message not in self.said:
+            self.said.add(message)
+            warnings.warn(message, AttnoptWarning, stacklevel=2)
+
+
+@functools.lru_cache(maxsize=64)
+def dispatcher(options: Options) -> Dispatcher:
+    """The dispatcher of these options; one for equal options."""
+    return Dispatcher(options)
+
+
+_active: ContextVar[Dispatcher | None] = ContextVar("attnopt_dispatcher", default=None)
+_default: list[Dispatcher] = []
+
+
+def current() -> Dispatcher:
+    """The dispatcher in effect: of the innermost `use`, else of the options from the environment."""
+    active = _active.get()
+    if active is None:
+        if not _default:
+            _default.append(dispatcher(Options.make()))
+        active = _default[0]
+    return active
+
+
+@contextlib.contextmanager
+def use(options: Options) -> Iterator[Dispatcher]:
+    """Run everything inside with these options."""
+    token = _active.set(dispatcher(options))
+    try:
+        yield _active.get()  # type: ignore[misc]
+    finally:
+        _active.reset(token)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
+) -> tuple[Tensor, Tensor]:
+    """The operator's kernel."""
+    return current().run(q, k, v, captures, scalars, spec)
+
+
+def kernel_used(spec_key: str) -> str | None:
+    """The backend that ran the spec last: `cpp`, `sdpa` or `reference`; None if it has not run."""
+    site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)
+    return None if site is None else site.used
+
+
+def why_not(spec_key: str) -> str:
+    """Why the spec does not run on a compiled kernel; empty if it does or has not run."""
+    site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)
+    return "" if site is None else site.reason
+
+

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from attnopt.errors import AttnoptError
 from attnopt.runtime.reference import Sample, reference
 from attnopt.spec import AttentionSpec
 
@@ -36,6 +38,18 @@ def gradients(
     return [total.to(t.dtype) for t, total in zip(tensors, totals, strict=True) if total is not None]
 
 
+@contextlib.contextmanager
+def _recording(device: str) -> Iterator[None]:
+    """Record gradients although this runs inside an operator, below the autograd keys, and without autocast."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "ADInplaceOrView", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, name))
+    included = torch._C._dispatch_tls_local_include_set()
+    guard = torch._C._ForceDispatchKeyGuard(included, excluded)
+    with guard, torch.enable_grad(), torch.autocast(device, enabled=False):
+        yield
+
+
 def _accumulate(
     spec: AttentionSpec,
     grad_out: Tensor,
@@ -52,7 +66,7 @@ def _accumulate(
         for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
     ]
     q, k, v, *captures = leaves
-    with torch.enable_grad():
+    with _recording(q.device.type):
         sample = Sample(batch=batch, whole_batch=tensors[0].shape[0])
         results = reference(spec, q, k, v, captures, scalars, sample=sample)
     pairs = [
@@ -61,6 +75,8 @@ def _accumulate(
         if given is not None and result.requires_grad
     ]
     if not pairs:
+        if k.shape[2]:
+            raise AttnoptError("the gradient of an attention was not recorded; run this part with the original model.")
         return
     outputs, weights = zip(*pairs, strict=True)
     wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]

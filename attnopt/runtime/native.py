@@ -1,0 +1,106 @@
+"""A generated kernel as a backend: raw pointers and strides, checked before it is trusted."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen.base import CaptureLayout, Layout
+from attnopt.errors import CompileError
+from attnopt.runtime.bounds import by_data, outside
+from attnopt.runtime.build import Library
+from attnopt.runtime.inputs import dtype_name
+from attnopt.runtime.reference import Sample, reference
+from attnopt.runtime.validate import Verdict, compare
+from attnopt.spec import AttentionSpec
+
+_ROWS = 8
+_HEADS_BUDGET = 1 << 22
+
+
+def layout_of(axes: tuple[int | None, ...], q: Tensor, captures: Sequence[Tensor]) -> Layout:
+    """The layout class of these inputs. `axes` comes from `k_axes`."""
+    about = []
+    for tensor, axis in zip(captures, axes, strict=True):
+        stride = None if axis is None else tensor.stride(axis)
+        about.append(CaptureLayout(dtype_name(tensor.dtype), stride if stride in (0, 1) else None))
+    return Layout(dtype_name(q.dtype), tuple(about))
+
+
+class Native:
+    """Runs a loaded kernel. `shapes` holds the shapes whose loads were proven to stay inside their tensors."""
+
+    name = "cpp"
+
+    def __init__(self, spec: AttentionSpec, library: Library) -> None:
+        self.spec, self.library = spec, library
+        self.wants_lse = "lse" in spec.returns
+        self.by_data = by_data(spec)
+        self.pointers = ctypes.c_void_p * (3 + len(spec.captures))
+        self.numbers = ctypes.c_int64 * (19 + sum(len(c.shape) for c in spec.captures) + len(spec.scalars))
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`out` in its final layout, and lse if the spec returns it. Raises `CompileError` if the kernel refuses."""
+        batch, heads, rows, _ = q.shape
+        out = torch.empty((batch, rows, heads, v.shape[3]), dtype=q.dtype).transpose(1, 2)
+        lse = torch.empty((batch, heads, rows), dtype=torch.float32) if self.wants_lse else None
+        numbers = [batch, rows, k.shape[2], *q.stride(), *k.stride(), *v.stride(), *out.stride()]
+        for tensor in captures:
+            numbers += tensor.stride()
+        status = self.library.run(
+            self.pointers(q.data_ptr(), k.data_ptr(), v.data_ptr(), *[t.data_ptr() for t in captures]),
+            out.data_ptr(),
+            None if lse is None else lse.data_ptr(),
+            self.numbers(*numbers, *scalars),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
+        return out, lse
+
+    def leaves(
+        self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False
+    ) -> str | None:
+        """Which load leaves its tensor at these sizes, in words; None if none does."""
+        return outside(self.spec, q, k, captures, scalars, data_only)
+
+
+def check_rows(
+    spec: AttentionSpec,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    captures: Sequence[Tensor],
+    scalars: Sequence[int],
+    out: Tensor,
+    lse: Tensor | None,
+) -> Verdict:
+    """Compare sampled rows of a kernel's result with the reference in fp64 and in the run's dtype."""
+    q, k, v = inputs
+    batch = _spread(q.shape[0], 2)
+    width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
+    sample = Sample(batch, _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], _ROWS))
+    wide = [t.index_select(0, batch).to(torch.float64) for t in inputs]
+    taken = Sample(batch, sample.heads, sample.rows, q.shape[0])
+    golden, golden_lse = reference(spec, *wide, captures, scalars, sample=taken)
+    # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
+    narrow = [t.index_select(0, batch) for t in inputs]
+    eager, eager_lse = reference(spec, *narrow, captures, scalars, sample=taken, compute=q.dtype)
+    verdict = compare(golden, eager, _pick(out, sample))
+    if verdict.ok and lse is not None:
+        verdict = compare(golden_lse, eager_lse, _pick(lse, sample))
+    return verdict
+
+
+def _spread(size: int, count: int) -> Tensor:
+    """Up to `count` places over a range, its first and last among them."""
+    return torch.linspace(0, size - 1, min(size, count)).round().long().unique()
+
+
+def _pick(tensor: Tensor, sample: Sample) -> Tensor:
+    for dim, index in enumerate((sample.batch, sample.heads, sample.rows)):
+        tensor = tensor if index is None else tensor.index_select(dim, index)
+    return tensor
