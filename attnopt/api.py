@@ -13,8 +13,10 @@ from torch import nn
 from attnopt import pipeline
 from attnopt.capture import Captured, capture, share
 from attnopt.errors import CaptureError, OptionError, UnfusedError
-from attnopt.module import Compiled, OptimizedModule
+from attnopt.module import Compiled, OptimizedModule, full_size
 from attnopt.options import Options
+from attnopt.passes import approximate
+from attnopt.passes.tolerance import Calibration, Tolerance
 from attnopt.region import Region
 from attnopt.report import Report, Site
 from attnopt.runtime import dispatch, op  # noqa: F401  (registers attnopt::attention)
@@ -41,8 +43,12 @@ class Settings:
         if self.rest not in RESTS:
             raise OptionError(f"rest={self.rest!r} is unknown; choose one of {', '.join(RESTS)}.")
         for rewrite in self.rewrites:
-            if not hasattr(rewrite, "apply") or not hasattr(rewrite, "contract"):
+            if isinstance(rewrite, type) or not hasattr(rewrite, "decide") or not hasattr(rewrite, "contract"):
                 raise OptionError(f"rewrites must be objects from attnopt.rewrites, not {rewrite!r}.")
+        object.__setattr__(self, "tolerance", Tolerance.make(self.tolerance))
+        if self.rewrites and self.tolerance is None:
+            names = ", ".join(r.name for r in self.rewrites)
+            raise OptionError(f"{names} is approximate and needs a tolerance: pass tolerance=Tolerance(output=0.05).")
 
 
 def optimize(
@@ -123,12 +129,31 @@ class _Builder:
     def _build(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
         settings = self.settings
         try:
-            captured = capture(fast._source, args, kwargs, settings.dynamic_shapes)
+            captured = capture(full_size(fast), args, kwargs, settings.dynamic_shapes)
         except CaptureError as error:
             from attnopt.dynamo import compile_with_dynamo
 
             return compile_with_dynamo(fast, args, kwargs, settings, str(error))
+        captured = _approximated(fast, captured, args, kwargs, settings)
         return _build(fast, captured, args, kwargs, settings)
+
+
+def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> Captured:
+    """The capture after the approximate rewrites, decided now or, for a module that was rewritten before, then."""
+    if not settings.rewrites or settings.options.disable:
+        return captured
+    if fast._decisions is not None:
+        calibration = Calibration(captured.states, (), captured.out_spec)
+        gm = approximate.repeat(captured.gm, settings.rewrites, fast._decisions, calibration, captured.scalars)
+        return replace(captured, gm=gm)
+    source = fast._source
+    tensors = {**captured.constants, **dict(source.named_buffers(remove_duplicate=False))}
+    tensors.update(source.named_parameters(remove_duplicate=False))
+    calibration = Calibration.make(captured, settings.calibration, (args, kwargs))
+    assert settings.tolerance is not None
+    done = approximate.rewrite(captured.gm, settings.rewrites, calibration, tensors, captured.scalars, settings.tolerance)
+    fast.adopt(done.decisions, done.tensors)
+    return replace(captured, gm=done.gm)
 
 
 def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> tuple[Any, Report]:
@@ -183,6 +208,8 @@ def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, 
 
 
 def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, notes: tuple[str, ...] = ()) -> Report:
+    for decision in fast._decisions or ():
+        notes, figures = (*notes, *decision.notes()), {**figures, decision.rewrite: decision.figures}
     report = Report(tuple(sites), type(fast._source).__name__, notes, figures)
     if settings.strict and report.declined:
         raise UnfusedError(f"strict=True, and {report.declined} of {len(sites)} sites were declined:\n{report}")

@@ -85,7 +85,7 @@ def normalize(gm: fx.GraphModule) -> fx.GraphModule:
         if is_call(node, *_DROPPED) and not node.users:
             gm.graph.erase_node(node)
     _Functionalizer(gm.graph).run()
-    _dead_code(gm.graph)
+    drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
     return gm
@@ -249,11 +249,21 @@ def _kept_kwargs(pure: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if k in names}
 
 
-def _dead_code(graph: fx.Graph) -> None:
-    """Drop pure nodes without users; calls that write, draw random numbers or are unknown stay."""
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Drop nodes that nothing uses; what writes, draws random numbers or is unknown stays."""
     for node in reversed(list(graph.nodes)):
-        if node.users or node.op in ("placeholder", "output"):
-            continue
-        known = node.op == "get_attr" or isinstance(node.target, torch._ops.OpOverload)
-        if known and mutated_argument(node) is None and not node.is_impure():
+        if not node.users and _is_pure(node):
             graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.op == "get_attr" or (node.op == "call_function" and node.target is operator.getitem):
+        return True
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target._schema.is_mutable:
+        return False
+    a = arguments(node)
+    # Dropout that is off counts as random for torch, which would keep the whole attention before it alive.
+    off = node.target is aten.dropout.default and not (a["train"] and a["p"] > 0)
+    return off or torch.Tag.nondeterministic_seeded not in node.target.tags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -63,6 +64,7 @@ class OptimizedModule(nn.Module):
         object.__setattr__(self, "_source", source)
         object.__setattr__(self, "_build", build)
         object.__setattr__(self, "_compiled", {})
+        object.__setattr__(self, "_decisions", None)
         self.report = Report(model=type(model).__name__, notes=("not captured yet: the first call captures",))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,18 +92,40 @@ class OptimizedModule(nn.Module):
             return getattr(source, name)
 
     def __reduce__(self) -> Any:
-        return _restore, (self._source, self._build, self.training)
+        return _restore, (self._source, self._build, self.training, self._decisions)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         import copy
 
-        return _restore(copy.deepcopy(self._source, memo), self._build, self.training)
+        return _restore(copy.deepcopy(self._source, memo), self._build, self.training, self._decisions)
+
+    def adopt(self, decisions: tuple[Any, ...], tensors: Mapping[str, Any]) -> None:
+        """Remember what approximate rewrites decided, and take the smaller parameters they made, under the old names."""
+        object.__setattr__(self, "_decisions", decisions)
+        for name in {cut[0] for decision in decisions for cut in decision.cuts}:
+            owner, _, leaf = name.rpartition(".")
+            self._source.get_submodule(owner)._parameters[leaf] = tensors[name]
 
 
-def _restore(source: nn.Module, build: Any, training: bool) -> OptimizedModule:
+def _restore(source: nn.Module, build: Any, training: bool, decisions: tuple[Any, ...] | None = None) -> OptimizedModule:
     """A saved module: it captures again at its first call, since kernels and graphs are not saved."""
     fresh = OptimizedModule(source, build)
+    object.__setattr__(fresh, "_decisions", decisions)
     return fresh.train(training)
+
+
+def full_size(fast: OptimizedModule) -> nn.Module:
+    """The module to capture: the original's code needs parameters of the original's shapes, whatever their values."""
+    if not any(decision.cuts for decision in fast._decisions or ()):
+        return bind_states(fast)
+    source, done = share(fast._source), set()
+    for name, _, _, shape in (cut for decision in fast._decisions for cut in decision.cuts):
+        if name not in done:
+            owner, _, leaf = name.rpartition(".")
+            held = source.get_submodule(owner)._parameters
+            held[leaf] = nn.Parameter(held[leaf].new_empty(shape), held[leaf].requires_grad)
+            done.add(name)
+    return source
 
 
 def bind_states(fast: OptimizedModule) -> nn.Module:

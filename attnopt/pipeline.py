@@ -12,7 +12,7 @@ from torch import fx
 
 from attnopt import patterns
 from attnopt.errors import Decline
-from attnopt.graph import module_path, source_line
+from attnopt.graph import drop_dead_code, module_path, source_line
 from attnopt.options import Options
 from attnopt.passes import PIPELINE
 from attnopt.passes.base import check_order, run
@@ -40,8 +40,11 @@ class Found:
             "source": source_line(self.anchor) or "",
             "pattern": self.pattern,
         }
+        approximate = self.anchor.meta.get("attnopt_rewrites", ())
         if isinstance(self.result, Decline):
+            common["rewrites"] = approximate
             return Site(**common, status="declined", reason=str(self.result))  # type: ignore[arg-type]
+        status = "rewritten" if approximate else status
         return Site(**common, spec=self.result.spec, status=status, rewrites=self.result.rewrites, **more)  # type: ignore[arg-type]
 
 
@@ -57,6 +60,8 @@ def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Option
             if 0 <= options.fuel <= sum(isinstance(f.result, Region) for f in found):
                 result = Decline(f"the limit of {options.fuel} rewritten sites is used up", anchor)
             else:
+                # What an approximate rewrite did to the graph before stands on the anchor.
+                result = result.replace(rewrites=tuple(anchor.meta.get("attnopt_rewrites", ())))
                 result, declines = run(result, PIPELINE)
                 notes = tuple(declines)
         found.append(Found(anchor, pattern, result, notes))
@@ -74,20 +79,10 @@ def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
             if isinstance(call, Decline):
                 result = call
         out.append(Found(item.anchor, item.pattern, result, item.notes))
-    gm.graph.eliminate_dead_code(is_impure_node=_must_stay)
+    drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
     return out
-
-
-def _must_stay(node: fx.Node) -> bool:
-    """Writes and effects stay even when nothing reads their result; the operator itself is pure."""
-    if node.op in ("placeholder", "output"):
-        return True
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable or node.is_impure() and target is not torch.ops.attnopt.attention.default
-    return node.op == "call_function" and node.is_impure()
 
 
 def dump(folder: str, gm: fx.GraphModule, found: Sequence[Found], step: str) -> None:

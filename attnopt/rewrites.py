@@ -1,7 +1,19 @@
-"""The rewrites that a user names in `optimize(..., rewrites=[...])`."""
+"""The rewrites that a user names in `optimize(..., rewrites=[...])`, and the tolerance they are held to."""
 
 from __future__ import annotations
 
-from attnopt.passes.prune_heads import PruneHeads
+from typing import Any
 
-__all__ = ["PruneHeads"]
+from attnopt.passes.prune_heads import PruneHeads
+from attnopt.passes.tolerance import Tolerance
+
+__all__ = ["PruneHeads", "Tolerance"]
+
+_LATER = ("ShareKV", "MixHeads", "Linearize", "Sparsify", "FactorBias", "Auto")
+
+
+def __getattr__(name: str) -> Any:
+    there = ", ".join(__all__)
+    if name in _LATER:
+        raise AttributeError(f"attnopt.rewrites.{name} is not available in this version; there are {there}.")
+    raise AttributeError(f"module 'attnopt.rewrites' has no attribute {name!r}; there are {there}.")

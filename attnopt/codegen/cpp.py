@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from attnopt._version import VERSION
 from attnopt.codegen.base import ABI, Kernel, Layout, Plan
+from attnopt.codegen.cpp_driver import DRIVER, PACKING
 from attnopt.codegen.cpp_holes import capture_types, fill
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
-from attnopt.codegen.cpp_skeleton import DRIVER, PACKING, SKELETON
+from attnopt.codegen.cpp_skeleton import SKELETON
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
 
@@ -136,7 +137,7 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
 // ---- this attention -------------------------------------------------------------------------------
 typedef {_ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
-constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
+constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k}, kRun = 64;
 constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
 constexpr int kWidth = {width};  // kDv in whole vectors
 constexpr float kScale = {holes["SCALE"]};  // constant factor of the scores, folded into q

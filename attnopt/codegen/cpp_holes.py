@@ -7,8 +7,9 @@ import sympy as sp
 from attnopt import expr as ex
 from attnopt.analysis import tiles
 from attnopt.codegen.base import Layout, Plan
+from attnopt.codegen.cpp_dialect import CPP
 from attnopt.codegen.cpp_loads import C_TYPES, CppLoader
-from attnopt.codegen.printer import CPP, Printer, Value
+from attnopt.codegen.printer import Printer, Value
 from attnopt.spec import AttentionSpec, EmptyRow
 
 _SCALARS = {x: Value(x.name, "i") for x in (ex.b, ex.h, ex.q, *ex.SIZES, tiles.q0, tiles.q1)}

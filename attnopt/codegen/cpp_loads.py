@@ -71,18 +71,18 @@ class CppLoader:
         moving = [i for i, c in enumerate(steps) if c != 0]
         if about.k_stride == 0 and moving == [axis]:
             moving = []
-        pointer = self._pointer(printer, name.name, indices, moving, C_TYPES[about.dtype])
+        pointer = self._pointer(printer, name.name, indices, C_TYPES[about.dtype])
         if not moving:
             return self._scalar(printer, name.name, pointer, kind)
         if moving == [axis] and about.k_stride == 1 and not printer.guards:
             return self._contiguous(printer, name.name, pointer, kind)
         return self._gather(printer, name.name, pointer, [(i, indices[i]) for i in moving], kind)
 
-    def _pointer(self, printer: Printer, name: str, indices: list[sp.Expr], moving: list[int], c_type: str) -> str:
+    def _pointer(self, printer: Printer, name: str, indices: list[sp.Expr], c_type: str) -> str:
         """The address of the part that is free of k, named."""
         terms = [f"a.{name}"]
         for i, index in enumerate(indices):
-            fixed = index if i not in moving else self._rest(index)
+            fixed = self._rest(index)
             if fixed != 0:
                 terms.append(f"{printer.visit(fixed).code} * a.{name}_stride[{i}]")
         label = printer.fresh(f"{name}_row")
@@ -91,7 +91,7 @@ class CppLoader:
         return label
 
     def _rest(self, index: sp.Expr) -> sp.Expr:
-        """What is left of a moving index without its k part; all of an index that is not affine moves."""
+        """What is left of an index without its k part; nothing of one that is not affine in k."""
         c = step(index)
         return sp.S.Zero if c is None else sp.expand(index - c * ex.k)
 

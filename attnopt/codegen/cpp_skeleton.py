@@ -22,26 +22,29 @@ template <int R, int NV> INLINE void score_block(const float* q, const float* pa
 }
 
 // out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][..], for NV vectors of the width.
+// Keys are summed in runs from zero: rounding then grows with the run's length, not with the whole row's.
 template <int R, int NV>
 INLINE void value_block(const float* p, const float* v, int64_t v_row, int keys, const float* scale, float* out) {
-  VF sum[R][NV];
+  for (int start = 0; start < keys; start += kRun) {
+    const int stop = start + kRun < keys ? start + kRun : keys;
+    VF sum[R][NV] = {};
+    for (int key = start; key < stop; ++key, v += v_row) {
+      VF value[NV];
+#pragma GCC unroll 2
+      for (int i = 0; i < NV; ++i) value[i] = load(v + i * kLanes);
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int i = 0; i < NV; ++i) sum[r][i] = load(out + r * kWidth + i * kLanes) * scale[r];
-  for (int key = 0; key < keys; ++key, v += v_row) {
-    VF value[NV];
-#pragma GCC unroll 2
-    for (int i = 0; i < NV; ++i) value[i] = load(v + i * kLanes);
+        for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
+      for (int i = 0; i < NV; ++i) {
+        float* o = out + r * kWidth + i * kLanes;
+        store(o, load(o) * (start ? 1.0f : scale[r]) + sum[r][i]);
+      }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int i = 0; i < NV; ++i) store(out + r * kWidth + i * kLanes, sum[r][i]);
 }
 
 // The blocks above for any number of rows: a short last block is rounded up to one that exists.
@@ -179,136 +182,4 @@ void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const
 @LSE@
   }
 }
-"""
-
-PACKING = r"""
-// Keys as fp32 panels [n_k / kPanel][kD][kPanel], zero beyond the last key.
-void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
-  const Element* keys = a.k + b * a.k_stride[0] + head * a.k_stride[1];
-  const int64_t row = a.k_stride[2], column = a.k_stride[3];
-  for (int64_t k0 = 0; k0 < a.n_k; k0 += kLanes) {
-    float* panel = panels + k0 / kPanel * kPanel * kD + k0 % kPanel;
-    const int valid = int(minimum(a.n_k - k0, int64_t(kLanes)));
-    int d = 0;
-    for (; column == 1 && d + kLanes <= kD; d += kLanes) {
-      VF x[kLanes] = {};
-      for (int i = 0; i < valid; ++i) x[i] = load_f<false>(keys + (k0 + i) * row + d, kLanes);
-      transpose(x);
-      for (int i = 0; i < kLanes; ++i) store(panel + (d + i) * kPanel, x[i]);
-    }
-    for (; d < kD; ++d)
-      for (int i = 0; i < kLanes; ++i)
-        panel[d * kPanel + i] = i < valid ? read_f(keys[(k0 + i) * row + d * column]) : 0.0f;
-  }
-}
-
-// Values as fp32 rows of kWidth, zero beyond kDv.
-void pack_values(const Args& a, int64_t b, int64_t head, float* rows) {
-  const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
-  for (int64_t k = 0; k < a.n_k; ++k, rows += kWidth) {
-    const Element* v = values + k * a.v_stride[2];
-    int d = 0;
-    for (; a.v_stride[3] == 1 && d + kLanes <= kDv; d += kLanes) store(rows + d, load_f<false>(v + d, kLanes));
-    for (; d < kWidth; ++d) rows[d] = d < kDv ? read_f(v[d * a.v_stride[3]]) : 0.0f;
-  }
-}
-"""
-
-DRIVER = r"""
-// Queries are cut into tiles of equal height, so that none is left over with a few rows.
-struct Cut { int64_t count, height; };
-INLINE Cut cut_queries(int64_t n_q) {
-  const int64_t count = n_q <= kTileQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
-  const int64_t height = (n_q + count - 1) / (count > 0 ? count : 1);
-  return {count, (height + kRows - 1) / kRows * kRows};
-}
-
-struct Buffers {
-  Scratch* scratch;
-  float *keys, *values;
-  int64_t keys_size, values_size;  // floats of one head
-};
-
-// Values that can be read in place need no packing.
-@IN_PLACE@
-
-void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* packed,
-             Scratch& scratch) {
-  const int64_t q0 = tile * cut.height;
-  const int rows = int(minimum(cut.height, a.n_q - q0));
-  const float* values = packed;
-  int64_t v_row = kWidth;
-@DIRECT@
-  query_tile(a, b, h, q0, rows, panels, values, v_row, scratch);
-}
-
-// Many key heads: each thread packs one and serves all its queries from its own cache.
-void by_key_head(const Args& a, const Buffers& buffers, int threads) {
-  const Cut cut = cut_queries(a.n_q);
-#pragma omp parallel num_threads(threads)
-  {
-    const int me = omp_get_thread_num();
-    float *panels = buffers.keys + me * buffers.keys_size, *values = buffers.values + me * buffers.values_size;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.n_b * kKeyHeads; ++item) {
-      const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
-      pack_keys(a, b, head, panels);
-      if (!values_in_place(a)) pack_values(a, b, head, values);
-      for (int64_t h = 0; h < kHeads; ++h) {
-        if (key_head(h) != head) continue;
-        for (int64_t tile = 0; tile < cut.count; ++tile)
-          tile_of(a, b, h, tile, cut, panels, values, buffers.scratch[me]);
-      }
-    }
-  }
-}
-
-// Few key heads: all are packed first, then the tiles of queries are shared out.
-void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
-  const Cut cut = cut_queries(a.n_q);
-#pragma omp parallel num_threads(threads)
-  {
-    Scratch& scratch = buffers.scratch[omp_get_thread_num()];
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.n_b * (kKeyHeads + kValueHeads); ++item) {
-      const int64_t b = item / (kKeyHeads + kValueHeads), head = item % (kKeyHeads + kValueHeads);
-      if (head < kKeyHeads) {
-        pack_keys(a, b, head, buffers.keys + (b * kKeyHeads + head) * buffers.keys_size);
-      } else if (!values_in_place(a)) {
-        const int64_t v_head = head - kKeyHeads;
-        pack_values(a, b, v_head, buffers.values + (b * kValueHeads + v_head) * buffers.values_size);
-      }
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.n_b * kHeads * cut.count; ++item) {
-      // Late tiles first: under a causal mask they cost most.
-      const int64_t tile = cut.count - 1 - item % cut.count, h = item / cut.count % kHeads;
-      const int64_t b = item / cut.count / kHeads;
-      const float* panels = buffers.keys + (b * kKeyHeads + key_head(h)) * buffers.keys_size;
-      const float* values = buffers.values + (b * kValueHeads + value_head(h)) * buffers.values_size;
-      tile_of(a, b, h, tile, cut, panels, values, scratch);
-    }
-  }
-}
-
-int32_t run(const Args& a, int threads) {
-  const bool per_head = kSharedHeads && (threads == 1 || a.n_b * kKeyHeads >= 4 * threads);
-  const int64_t panels = (a.n_k + kPanel - 1) / kPanel * kPanel;
-  const int64_t keys_size = panels * kD, values_size = values_in_place(a) ? 0 : a.n_k * kWidth;
-  const int64_t key_sets = per_head ? threads : a.n_b * kKeyHeads;
-  const int64_t value_sets = per_head ? threads : a.n_b * kValueHeads;
-  const int64_t floats = key_sets * keys_size + value_sets * values_size;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, sizeof(Scratch) * threads + sizeof(float) * floats)) return 1;
-  Buffers buffers;
-  buffers.scratch = static_cast<Scratch*>(memory);
-  buffers.keys = reinterpret_cast<float*>(buffers.scratch + threads);
-  buffers.values = buffers.keys + key_sets * keys_size;
-  buffers.keys_size = keys_size;
-  buffers.values_size = values_size;
-  per_head ? by_key_head(a, buffers, threads) : by_query_tile(a, buffers, threads);
-  free(memory);
-  return 0;
-}
-}  // namespace
 """

@@ -1,4 +1,4 @@
-"""A Hugging Face model by its type alone: its configuration, random weights, plausible inputs. Nothing is downloaded."""
+"""A Hugging Face model by its type alone: its configuration, random weights, inputs that fit. No download."""
 
 from __future__ import annotations
 

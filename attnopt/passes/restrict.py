@@ -7,6 +7,7 @@ known the selection is made there, which is always correct and only saves less.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class Restrictor:
 
     def constant(self, like: fx.Node, table: Keep) -> fx.Node:
         """A tensor of head numbers on the device of `like`; its values stand in `meta`."""
-        name = f"attnopt_heads_{len(list(self.gm.named_buffers(recurse=False)))}"
+        name = next(n for i in itertools.count() if not hasattr(self.gm, n := f"attnopt_heads_{i}"))
         self.gm.register_buffer(name, torch.tensor(table, device=value(like).device))
         fake = value(like)
         with self.graph.inserting_before(self._before or _after(like)):
@@ -144,9 +145,11 @@ class Restrictor:
 
     def _piece(self, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
         found = pieces(node)
-        if found is None or not found[2].is_Integer or not all(isinstance(n, int) for n in value(node).shape[found[1] :][:1]):
+        if found is None or not found[2].is_Integer:
             return None
         whole, cut, offset = found[0], found[1], int(found[2])
+        if not isinstance(value(whole).shape[cut], int):
+            return None
         if value(node).dim() < value(whole).dim():
             part = self.part(whole, dim + (dim >= cut), keep)
             return self.emit(node, aten.select.int, part, cut, offset)

@@ -123,13 +123,11 @@ def _reduced(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
 
 def _expanded(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
     source = _source(node)
-    sizes = list(arguments(node)["size"]) if op_name(node) == "aten::expand" else list(value(node).shape)
+    sizes = list(arguments(node)["size"])
     place = dim - (value(node).dim() - value(source).dim())
     changed = {}
     if place >= 0 and value(source).shape[place] != 1:
         changed[source] = r.part(source, place, keep)
-    if op_name(node) != "aten::expand":
-        return None
     sizes[dim] = len(keep)
     return r.again(node, changed, size=sizes)
 

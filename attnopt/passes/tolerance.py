@@ -1,0 +1,186 @@
+"""How much an approximate rewrite may change, and how much it did on the calibration inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from attnopt.errors import OptionError
+
+Loss = Callable[[Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest change that is accepted; at least one of the two.
+
+    Attributes:
+        output: root mean square of the change of the model's first floating output, relative to that output's own.
+        loss: absolute change of the loss: the output's `.loss`, else the mean square of its first floating tensor.
+    """
+
+    output: float | None = None
+    loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.output is None and self.loss is None:
+            raise OptionError("Tolerance needs a limit: write Tolerance(output=0.05) or Tolerance(loss=0.01).")
+        for name in ("output", "loss"):
+            limit = getattr(self, name)
+            if limit is None:
+                continue
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0 or math.isinf(limit):
+                raise OptionError(f"Tolerance({name}={limit!r}) must be a positive finite number.")
+
+    @classmethod
+    def make(cls, given: Tolerance | float | None) -> Tolerance | None:
+        """A tolerance, or a number that limits the change of the output."""
+        if given is None or isinstance(given, Tolerance):
+            return given
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            raise OptionError(f"tolerance must be an attnopt.rewrites.Tolerance or a number, not {given!r}.")
+        return cls(output=float(given))
+
+    def exceeded(self, change: Change) -> str | None:
+        """What was measured and what was allowed, if it is too much."""
+        for name, limit, seen in (("output", self.output, change.output), ("loss", self.loss, change.loss)):
+            # Written so that NaN exceeds every limit.
+            if limit is not None and not seen <= limit:
+                return f"the {name} changed by {seen:.3g}, and the tolerance is {limit:g}"
+        return None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Figures of a rewrite on the calibration inputs.
+
+    Attributes:
+        output: relative root-mean-square change of the first floating output.
+        loss_before, loss_after: mean loss over the calibration inputs.
+    """
+
+    output: float
+    loss_before: float
+    loss_after: float
+
+    @property
+    def loss(self) -> float:
+        """Absolute change of the loss."""
+        return abs(self.loss_after - self.loss_before)
+
+
+class _Probed(fx.Interpreter):
+    """Runs a graph; the values of some nodes pass through a function on the way."""
+
+    def __init__(self, gm: fx.GraphModule, probes: Mapping[str, Callable[[Any], Any]]) -> None:
+        super().__init__(gm)
+        self.probes = probes
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        probe = self.probes.get(n.name)
+        return result if probe is None else probe(result)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Inputs on which rewrites are measured, for the graphs of one capture.
+
+    Attributes:
+        states: names of the tensors that the graphs take before their inputs.
+        batches: flattened inputs, one list a batch.
+        out_spec: how a flattened output becomes what the model returns.
+        loss_of: the user's loss, a function of the model's output; None for the default.
+    """
+
+    states: tuple[str, ...]
+    batches: tuple[tuple[Any, ...], ...]
+    out_spec: Any
+    loss_of: Loss | None = None
+
+    @staticmethod
+    def make(captured: Any, inputs: Any, example: tuple[Any, Any], loss_of: Loss | None = None) -> Calibration:
+        """From the `calibration` argument of `optimize`; without one, from the example inputs."""
+        pairs = [example] if inputs is None else [_pair(x) for x in _sequence(inputs)]
+        batches = tuple(tuple(captured.flatten(args, kwargs)) for args, kwargs in pairs)
+        return Calibration(captured.states, batches, captured.out_spec, loss_of)
+
+    def run(
+        self, gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor], probes: Mapping[str, Callable[[Any], Any]] | None = None
+    ) -> Iterator[list[Any]]:
+        """The flattened outputs, batch by batch. Buffers and inputs are copied: a run changes nothing outside it."""
+        for number, batch in enumerate(self.batches):
+            given = [_copy(tensors[name]) for name in self.states]
+            inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in batch]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(number)
+                yield list(_Probed(gm, probes or {}).run(*given, *inputs))
+
+    def loss(self, flat: Sequence[Any]) -> torch.Tensor:
+        """The scalar loss of one output."""
+        output = pytree.tree_unflatten(list(flat), self.out_spec)
+        if self.loss_of is not None:
+            return self.loss_of(output)
+        found = getattr(output, "loss", None)
+        if isinstance(found, torch.Tensor):
+            return found.mean()
+        return first_floating(flat).square().mean()
+
+    def baseline(self, gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, float]]:
+        """The first floating output and the loss of every batch."""
+        with torch.no_grad():
+            return [(first_floating(flat), float(self.loss(flat))) for flat in self.run(gm, tensors)]
+
+    def change(
+        self, before: Sequence[tuple[torch.Tensor, float]], gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor],
+        probes: Mapping[str, Callable[[Any], Any]] | None = None,
+    ) -> Change:  # fmt: skip
+        """What the graph changes against `baseline`."""
+        gap = size = after = 0.0
+        with torch.no_grad():
+            for (old, _), flat in zip(before, self.run(gm, tensors, probes), strict=True):
+                new = first_floating(flat)
+                # What the model makes infinite or NaN by itself, such as fully padded rows, did not change.
+                same = (old == new) | (old.isnan() & new.isnan())
+                gap += (new.double() - old.double()).masked_fill(same, 0.0).square().sum().item()
+                size += old.double().masked_fill(~old.isfinite(), 0.0).square().sum().item()
+                after += float(self.loss(flat)) / len(before)
+        relative = math.sqrt(gap / size) if size > 0 else 0.0 if gap == 0 else math.inf
+        return Change(relative, sum(loss for _, loss in before) / len(before), after)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor.clone()
+
+
+def first_floating(flat: Sequence[Any]) -> torch.Tensor:
+    """The first floating tensor with dimensions of an output, else the first floating one (a loss alone)."""
+    found = [x for x in flat if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    if not found:
+        raise OptionError("the model returns no floating tensor, so approximate rewrites cannot be measured.")
+    return next((x for x in found if x.dim() > 0), found[0])
+
+
+def _sequence(inputs: Any) -> Sequence[Any]:
+    if isinstance(inputs, (str, Mapping, torch.Tensor)) or not isinstance(inputs, Sequence) or not inputs:
+        raise OptionError(
+            "calibration must be a non-empty sequence of inputs, each a tuple of arguments or a mapping of keywords; "
+            f"saw {type(inputs).__name__}."
+        )
+    return inputs
+
+
+def _pair(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    if not isinstance(given, (tuple, list)):
+        raise OptionError(f"each calibration input must be a tuple of arguments or a mapping, not {type(given).__name__}.")
+    if len(given) == 2 and isinstance(given[0], (tuple, list)) and isinstance(given[1], Mapping):
+        return tuple(given[0]), dict(given[1])
+    return tuple(given), {}

@@ -1,0 +1,50 @@
+"""Inputs of every kind of layout, and the judgement of a backend's result against fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attnopt.runtime.reference import reference
+from attnopt.runtime.validate import Verdict, compare
+from attnopt.spec import AttentionSpec
+
+LAYOUTS = ("contiguous", "transposed", "broadcast", "sliced")
+
+
+def tensors(
+    spec: AttentionSpec, batch: int, n_q: int, n_k: int, layout: str, dtype: torch.dtype, size: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in this layout, with standard deviation `size`."""
+    heads, generator = spec.heads, torch.Generator().manual_seed(seed)
+
+    def draw(count: int, length: int, width: int) -> Tensor:
+        shape = [1 if layout == "broadcast" else batch, count, length, width]
+        if layout == "transposed":
+            shape = [batch, length, count, width]
+        if layout == "sliced":
+            shape[3] = 2 * width
+        made = (size * torch.randn(shape, generator=generator)).to(dtype)
+        if layout == "transposed":
+            return made.transpose(1, 2)
+        return made[..., ::2] if layout == "sliced" else made.expand(batch, -1, -1, -1)
+
+    return draw(heads.q, n_q, heads.d_qk), draw(heads.k, n_k, heads.d_qk), draw(heads.v, n_k, heads.d_v)
+
+
+def judge(
+    spec: AttentionSpec,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    captures: Sequence[Tensor],
+    scalars: Sequence[int],
+    result: tuple[Tensor, Tensor | None],
+) -> list[Verdict]:
+    """Verdicts on out and, where the spec returns it, on lse."""
+    golden = reference(spec, *(t.double() for t in inputs), captures, scalars)
+    eager = reference(spec, *inputs, captures, scalars, compute=inputs[0].dtype)
+    verdicts = [compare(golden[0], eager[0], result[0])]
+    if "lse" in spec.returns and result[1] is not None:
+        verdicts.append(compare(golden[1], eager[1], result[1].float()))
+    return verdicts
