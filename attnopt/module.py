@@ -100,14 +100,16 @@ class OptimizedModule(nn.Module):
         return _restore(copy.deepcopy(self._source, memo), self._build, self.training, self._decisions)
 
     def adopt(self, decisions: tuple[Any, ...], tensors: Mapping[str, Any]) -> None:
-        """Remember what approximate rewrites decided, and take the smaller parameters they made, under the old names."""
+        """Remember what approximate rewrites decided; take the smaller parameters they made, under the old names."""
         object.__setattr__(self, "_decisions", decisions)
         for name in {cut[0] for decision in decisions for cut in decision.cuts}:
             owner, _, leaf = name.rpartition(".")
             self._source.get_submodule(owner)._parameters[leaf] = tensors[name]
 
 
-def _restore(source: nn.Module, build: Any, training: bool, decisions: tuple[Any, ...] | None = None) -> OptimizedModule:
+def _restore(
+    source: nn.Module, build: Any, training: bool, decisions: tuple[Any, ...] | None = None
+) -> OptimizedModule:
     """A saved module: it captures again at its first call, since kernels and graphs are not saved."""
     fresh = OptimizedModule(source, build)
     object.__setattr__(fresh, "_decisions", decisions)

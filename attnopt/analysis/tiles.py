@@ -133,7 +133,9 @@ def _if_nonnegative(e: sp.Expr) -> sp.Expr:
 def _all(parts: list[Bounds]) -> Bounds:
     """The intersection: every clause must hold."""
     los, his, full_los, full_his = zip(*map(key_ranges, [_ALL, *parts]), strict=True)
-    return Bounds(_most(_but(los, 0)), _least(_but(his, ex.n_k)), _most(_but(full_los, 0)), _least(_but(full_his, ex.n_k)))
+    return Bounds(
+        _most(_but(los, 0)), _least(_but(his, ex.n_k)), _most(_but(full_los, 0)), _least(_but(full_his, ex.n_k))
+    )
 
 
 def _but(ends: tuple[sp.Expr, ...], neutral: sp.Expr | int) -> tuple[sp.Expr, ...]:

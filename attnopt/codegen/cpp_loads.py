@@ -106,9 +106,7 @@ class CppLoader:
         code = f"load_{kind}<kRagged>({pointer} + (k0 + j), valid)"
         return printer.name(Value(code, kind, True), f"{name}_")
 
-    def _gather(
-        self, printer: Printer, name: str, pointer: str, moving: list[tuple[int, sp.Expr]], kind: str
-    ) -> Value:
+    def _gather(self, printer: Printer, name: str, pointer: str, moving: list[tuple[int, sp.Expr]], kind: str) -> Value:
         offsets = []
         for i, index in moving:
             c = step(index)

@@ -137,7 +137,7 @@ class Printer:
             return self.symbols[expr]
         if isinstance(expr, (BooleanTrue, BooleanFalse)):
             return Value(self.dialect.true if expr == sp.true else self.dialect.false, "b")
-        if isinstance(expr, sp.Integer):
+        if isinstance(expr, sp.Integer) and abs(expr) < 2**63:
             return integer(int(expr))
         if expr.is_number and not expr.has(ex.Where):
             return Value(self.literal(expr), "f")

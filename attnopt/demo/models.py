@@ -1,7 +1,7 @@
 """The models of the demo, one row each: what is built, at which widths, on which inputs.
 
-Widths are those of the published checkpoints. Where layers are fewer, the row's note says so: equal layers
-share one spec and one kernel, so depth adds time and nothing to see.
+Attention has the widths of the published checkpoints. Where layers are fewer or an MLP is narrower, the row's note
+says so: equal layers share one spec and one kernel, so depth adds time and nothing to see. Vocabularies are short.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _pixels(batch: int, side: int, *, quick: int) -> Any:
 
 _SHORT: Mapping[str, Any] = {"use_cache": False, "vocab_size": 1024}
 _LLAMA = {
-    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2, "num_attention_heads": 32,
+    "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 32,
     "num_key_value_heads": 4, **_SHORT,
 }  # fmt: skip
 _QWEN = {
@@ -144,29 +144,30 @@ ROWS: tuple[Row, ...] = (
         {"n_layer": 4, **_SHORT}, quick={"n_layer": 2},
     ),
     Row(
-        "llama", "Llama 2048", "2 of 22 layers, S=1024, B=2, left padding", "LlamaModel", "LlamaConfig",
-        _tokens(2, 1024, padding=30), _LLAMA, quick=_SMALL,
+        "llama", "Llama 2048", "2 of 22 layers, MLP narrowed to 2048, S=1024, B=2, left padding",
+        "LlamaModel", "LlamaConfig", _tokens(2, 1024, padding=30), _LLAMA, quick=_SMALL,
     ),
     Row(
         "qwen2-sdpa", "Qwen2 896, sdpa", "2 of 24 layers, S=1024, B=2, left padding", "Qwen2Model", "Qwen2Config",
         _tokens(2, 1024, padding=30), _QWEN, attention="sdpa", quick=_SMALL,
     ),
     Row(
-        "t5", "T5-small 512", "6+6 layers, S=1024", "T5Model", "T5Config", _tokens(1, 1024, decoder=True),
-        {"d_model": 512, "num_layers": 6, **_SHORT}, quick={"num_layers": 2},
+        "t5", "T5-small 512", "3+3 of 6+6 layers, S=1024", "T5Model", "T5Config", _tokens(1, 1024, decoder=True),
+        {"d_model": 512, "num_layers": 3, **_SHORT}, quick={"num_layers": 2},
     ),
     Row(
         "swin", "Swin-T 96", "12 layers, 224 px, B=2", "SwinModel", "SwinConfig", _pixels(2, 224, quick=112),
         quick={"image_size": 112, "depths": [2, 2], "num_heads": [3, 6]},
     ),
     Row(
-        "gemma2", "Gemma-2 2304", "2 of 26 layers, S=1024, window 512", "Gemma2Model", "Gemma2Config", _tokens(1, 1024),
-        {"num_hidden_layers": 2, "sliding_window": 512, **_SHORT},
+        "gemma2", "Gemma-2 2304", "2 of 26 layers, MLP narrowed to 2304, S=1024, window 512",
+        "Gemma2Model", "Gemma2Config", _tokens(1, 1024),
+        {"num_hidden_layers": 2, "intermediate_size": 2304, "sliding_window": 512, **_SHORT},
         quick={"hidden_size": 256, "intermediate_size": 512, "sliding_window": 32},
     ),
     Row(
-        "vit", "ViT-B 768", "6 of 12 layers, 512 px (S=1025)", "ViTModel", "ViTConfig", _pixels(1, 512, quick=64),
-        {"image_size": 512, "num_hidden_layers": 6}, quick={"image_size": 64, "num_hidden_layers": 2},
+        "vit", "ViT-B 768", "4 of 12 layers, 512 px (S=1025)", "ViTModel", "ViTConfig", _pixels(1, 512, quick=64),
+        {"image_size": 512, "num_hidden_layers": 4}, quick={"image_size": 64, "num_hidden_layers": 2},
     ),
 )  # fmt: skip
 

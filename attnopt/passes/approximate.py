@@ -22,6 +22,9 @@ from attnopt.passes.tolerance import Calibration, Change, Tolerance
 from attnopt.region import Region
 
 
+Tensors = Mapping[str, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Decision:
     """What one rewrite does to one model: plain data.
@@ -76,9 +79,7 @@ class Stage:
         cuts: parameters that became smaller so far.
     """
 
-    def __init__(
-        self, gm: fx.GraphModule, calibration: Calibration, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, calibration: Calibration, tensors: Tensors, constants: Tensors) -> None:
         self.gm = gm
         self.calibration = calibration
         self.tensors = dict(tensors)
@@ -122,7 +123,8 @@ class Stage:
         for node in placeholders if self.tensors else ():
             name = self._names.get(node)
             held = self.tensors.get(name or "")
-            if name is None or not isinstance(held, torch.nn.Parameter) or sum(held is t for t in self.tensors.values()) > 1:
+            names = [n for n, tensor in self.tensors.items() if tensor is held]
+            if name is None or not isinstance(held, torch.nn.Parameter) or len(names) > 1:
                 return name or str(node)
         return None
 
@@ -137,8 +139,8 @@ class Outcome:
 
 
 def rewrite(
-    gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], calibration: Calibration, tensors: Mapping[str, torch.Tensor],
-    constants: Mapping[str, torch.Tensor], tolerance: Tolerance,
+    gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], calibration: Calibration, tensors: Tensors, constants: Tensors,
+    tolerance: Tolerance,
 ) -> Outcome:  # fmt: skip
     """Decide, apply and measure each rewrite; those outside the tolerance leave no trace but their decision."""
     original, before, decisions = gm, None, []
@@ -167,7 +169,7 @@ def rewrite(
 
 def repeat(
     gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], decisions: Sequence[Decision], calibration: Calibration,
-    constants: Mapping[str, torch.Tensor],
+    constants: Tensors,
 ) -> fx.GraphModule:  # fmt: skip
     """Another capture of a model that was rewritten before, rewritten in the same way. Its tensors are there."""
     for one, decision in zip(rewrites, decisions, strict=True):
@@ -175,7 +177,7 @@ def repeat(
         left = one.apply(stage, decision)
         if left or sorted(c[:3] for c in stage.cuts) != sorted(c[:3] for c in decision.cuts):
             reasons = "; ".join(f"{site}: {why}" for site, why in left.items()) or "its projections differ"
-            raise CaptureError(f"{one.name} was applied to this model, and cannot be applied to its new capture: {reasons}.")
+            raise CaptureError(f"{one.name} was applied to this model before, and cannot be to this capture: {reasons}.")
         gm = stage.gm
     return gm
 
@@ -188,7 +190,8 @@ def _copy(gm: fx.GraphModule) -> fx.GraphModule:
 
 def _figures(before: Mapping[str, Any], after: Mapping[str, Any], change: Change, decision: Decision) -> dict[str, Any]:
     def count(tensors: Mapping[str, Any]) -> int:
-        return sum(math.prod(t.shape) for t in {id(t): t for t in tensors.values()}.values() if isinstance(t, torch.nn.Parameter))
+        distinct = {id(t): t for t in tensors.values() if isinstance(t, torch.nn.Parameter)}
+        return sum(math.prod(t.shape) for t in distinct.values())
 
     return {
         "sites": len(decision.sites),

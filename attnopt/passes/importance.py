@@ -16,7 +16,9 @@ Tensors = Mapping[str, torch.Tensor]
 Candidate = tuple[Region, Projections]
 
 
-def gradient(gm: fx.GraphModule, tensors: Tensors, sites: Sequence[Candidate], calibration: Calibration) -> list[list[float]]:
+def gradient(
+    gm: fx.GraphModule, tensors: Tensors, sites: Sequence[Candidate], calibration: Calibration
+) -> list[list[float]]:
     """`|head output . d loss / d head output|` summed over the examples (Michel et al. 2019)."""
     totals = [torch.zeros(region.spec.heads.q, dtype=torch.float64) for region, _ in sites]
     seen: dict[str, torch.Tensor] = {}
@@ -41,7 +43,9 @@ def gradient(gm: fx.GraphModule, tensors: Tensors, sites: Sequence[Candidate], c
     return [_normalised(total) for total in totals]
 
 
-def ablation(gm: fx.GraphModule, tensors: Tensors, sites: Sequence[Candidate], calibration: Calibration) -> list[list[float]]:
+def ablation(
+    gm: fx.GraphModule, tensors: Tensors, sites: Sequence[Candidate], calibration: Calibration
+) -> list[list[float]]:
     """The relative change of the model's output when one head's output is zero."""
     before = calibration.baseline(gm, tensors)
     found = []
@@ -89,7 +93,7 @@ def _unfolded(x: torch.Tensor, region: Region) -> tuple[torch.Tensor, list[str]]
     names: list[str] = []
     for folded in region.out_dims:
         if len(folded) > 1:
-            x = x.unflatten(len(names), (-1, region.spec.heads.q))
+            x = torch.unflatten(x, len(names), (-1, region.spec.heads.q))
         names.extend(folded)
     return x, names
 

@@ -6,57 +6,22 @@ where it cannot say; then the selection is made at the node itself.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-import sympy as sp
 import torch
 from torch import fx
 
-from attnopt.graph import arguments, aten, value
+from attnopt.graph import arguments, value
+from attnopt.passes.regroup import Keep, Maker, Rule, copied, interleaved, reshaped, source_of
 from attnopt.patterns.lift import op_name
-from attnopt.patterns.views import shape
-
-Keep = tuple[int, ...]
-
-
-class Maker(Protocol):
-    """What a rule may ask of the restrictor."""
-
-    def part(self, node: fx.Node, dim: int, keep: Keep) -> fx.Node:
-        """The input restricted."""
-        ...
-
-    def again(self, node: fx.Node, changed: dict[fx.Node, fx.Node], **named: Any) -> fx.Node:
-        """The node's call with other inputs, and other arguments by name."""
-        ...
-
-    def emit(self, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new call."""
-        ...
-
-    def constant(self, like: fx.Node, table: Keep) -> fx.Node:
-        """A tensor of numbers."""
-        ...
-
-
-Rule = Callable[[Maker, fx.Node, int, Keep], "fx.Node | None"]
-
-
-def _source(node: fx.Node) -> fx.Node:
-    a = arguments(node)
-    found = a.get("self", a.get("input"))
-    assert isinstance(found, fx.Node)
-    return found
 
 
 def _moved(place: Callable[[fx.Node, int], int | None]) -> Rule:
     """A view that renames dimensions: `place` gives the input's dimension of an output's."""
 
     def rule(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-        source = _source(node)
+        source = source_of(node)
         inner = place(node, dim)
         return None if inner is None else r.again(node, {source: r.part(source, inner, keep)})
 
@@ -67,7 +32,7 @@ def _permuted(node: fx.Node, dim: int) -> int:
     rank = value(node).dim()
     name, a = op_name(node), arguments(node)
     if name == "aten::permute":
-        return int(a["dims"][dim]) % rank
+        return int(a["dims"][dim] % rank)
     x, y = (a.get("dim0", a.get("axis0", -2)) % rank, a.get("dim1", a.get("axis1", -1)) % rank)
     return y if dim == x else x if dim == y else dim
 
@@ -78,7 +43,7 @@ def _unsqueezed(node: fx.Node, dim: int) -> int | None:
 
 
 def _squeezed(node: fx.Node, dim: int) -> int | None:
-    a, old = arguments(node), value(_source(node)).shape
+    a, old = arguments(node), value(source_of(node)).shape
     given = a.get("dim", list(range(len(old))))
     gone = {d % len(old) for d in ([given] if isinstance(given, int) else given)}
     left = [d for d in range(len(old)) if not (d in gone and old[d] == 1)]
@@ -94,7 +59,7 @@ def _outside(node: fx.Node, dim: int) -> int | None:
 
 
 def _cut(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    a, source = arguments(node), _source(node)
+    a, source = arguments(node), source_of(node)
     if dim != a["dim"] % value(node).dim():
         return r.again(node, {source: r.part(source, dim, keep)})
     start, step = a.get("start") or 0, a.get("step", 1)
@@ -106,15 +71,15 @@ def _cut(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
 
 
 def _picked(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    source = _source(node)
+    source = source_of(node)
     at = arguments(node)["dim"] % value(source).dim()
     return r.again(node, {source: r.part(source, dim + (dim >= at), keep)})
 
 
 def _reduced(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    a, source = arguments(node), _source(node)
+    a, source = arguments(node), source_of(node)
     rank, given = value(source).dim(), a.get("dim")
-    if given is None or a.get("dtype") is not None and not isinstance(a["dtype"], torch.dtype):
+    if given is None:
         return None
     gone = {d % rank for d in ([given] if isinstance(given, int) else given)}
     left = [d for d in range(rank) if a.get("keepdim") or d not in gone]
@@ -122,7 +87,7 @@ def _reduced(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
 
 
 def _expanded(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    source = _source(node)
+    source = source_of(node)
     sizes = list(arguments(node)["size"])
     place = dim - (value(node).dim() - value(source).dim())
     changed = {}
@@ -130,112 +95,6 @@ def _expanded(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
         changed[source] = r.part(source, place, keep)
     sizes[dim] = len(keep)
     return r.again(node, changed, size=sizes)
-
-
-def _reshaped(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    source = _source(node)
-    group = _group(shape(source), shape(node), dim)
-    sizes = _sizes(node)
-    if group is None or sizes is None or "dtype" in arguments(node):
-        return None
-    inner, outer = group
-    if not inner:
-        return None
-    new = [int(shape(node)[d]) for d in outer]
-    old = [int(shape(source)[d]) for d in inner]
-    chosen = [keep if d == dim else range(n) for d, n in zip(outer, new, strict=True)]
-    strides = [math.prod(new[i + 1 :]) for i in range(len(new))]
-    flat = tuple(sum(i * s for i, s in zip(at, strides, strict=True)) for at in itertools.product(*chosen))
-    parts = _product(flat, old)
-    sizes[dim] = len(keep)
-    if parts is None:
-        return _repeated(r, node, source, inner, dim, keep)
-    for d, part in zip(inner, parts, strict=True):
-        source = r.part(source, d, part)
-    return r.emit(node, aten.reshape.default, source, sizes)
-
-
-def _repeated(r: Maker, node: fx.Node, source: fx.Node, inner: list[int], dim: int, keep: Keep) -> fx.Node | None:
-    """Query heads of repeated key heads: each key head that is still used, repeated as often as it is used."""
-    if len(inner) != 2 or op_name(source) != "aten::expand" or value(source).dim() != value(node).dim() + 1:
-        return None
-    heads, copies = inner
-    base = _source(source)
-    if value(base).dim() != value(source).dim() or value(base).shape[copies] != 1 or heads != dim:
-        return None
-    if any(not isinstance(n, int) and d in (heads, copies) for d, n in enumerate(value(base).shape)):
-        return None
-    table = tuple(i // value(source).shape[copies] for i in keep)
-    kept = tuple(sorted(set(table)))
-    small = r.emit(node, aten.squeeze.dim, r.part(base, heads, kept), copies)
-    return _copied(r, node, small, dim, tuple(kept.index(i) for i in table), len(kept))
-
-
-def _copied(r: Maker, node: fx.Node, small: fx.Node, dim: int, table: Keep, count: int) -> fx.Node:
-    """Each head as often as the table says: evenly by `repeat_interleave`, else by a table."""
-    each = len(table) // count
-    if table == tuple(i // each for i in range(count * each)):
-        return small if each == 1 else r.emit(node, aten.repeat_interleave.self_int, small, each, dim)
-    return r.emit(node, aten.index_select.default, small, dim, r.constant(node, table))
-
-
-def _interleaved(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
-    a, source = arguments(node), _source(node)
-    if not isinstance(a["repeats"], int) or a.get("dim") is None:
-        return None
-    if dim != a["dim"] % value(node).dim():
-        return r.again(node, {source: r.part(source, dim, keep)})
-    table = tuple(i // a["repeats"] for i in keep)
-    kept = tuple(sorted(set(table)))
-    return _copied(r, node, r.part(source, dim, kept), dim, tuple(kept.index(i) for i in table), len(kept))
-
-
-def _sizes(node: fx.Node) -> list[Any] | None:
-    """The sizes that a reshape asks for, as arguments; None where a symbolic one has no node."""
-    a = arguments(node)
-    given = a.get("size", a.get("shape"))
-    if given is not None:
-        return list(given)
-    sizes = list(value(node).shape)
-    loose = [d for d, n in enumerate(sizes) if not isinstance(n, int)]
-    if len(loose) > 1:
-        return None
-    return [-1 if d in loose else n for d, n in enumerate(sizes)]
-
-
-def _group(old: list[sp.Expr], new: list[sp.Expr], dim: int) -> tuple[list[int], list[int]] | None:
-    """The fewest neighbouring dimensions, old and new, that hold `dim` and have the same number of elements."""
-    i = j = 0
-    while j < len(new):
-        left, right = i, j
-        a = old[i] if i < len(old) else sp.S.One
-        b = new[j]
-        i, j = i + 1, j + 1
-        while sp.expand(a - b) != 0:
-            if i < len(old) and (j >= len(new) or sp.cancel(b / a).is_polynomial() and sp.denom(sp.cancel(b / a)) == 1):
-                a, i = a * old[i], i + 1
-            elif j < len(new):
-                b, j = b * new[j], j + 1
-            else:
-                return None
-        if right <= dim < j:
-            inner, outer = list(range(left, min(i, len(old)))), list(range(right, j))
-            known = all(old[d].is_Integer for d in inner) and all(new[d].is_Integer for d in outer)
-            return (inner, outer) if known else None
-    return None
-
-
-def _product(flat: Keep, sizes: list[int]) -> list[Keep] | None:
-    """One selection a dimension whose product is the flat selection; None if there is none."""
-    places: list[Keep] = []
-    rest = list(flat)
-    for n in reversed(sizes):
-        places.append(tuple(dict.fromkeys(x % n for x in rest)))
-        rest = [x // n for x in rest]
-    places.reverse()
-    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
-    made = tuple(sum(i * s for i, s in zip(at, strides, strict=True)) for at in itertools.product(*places))
-    return places if made == flat else None
 
 
 def _joined(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
@@ -248,7 +107,8 @@ def _joined(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
 def _matmul(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
     args = list(node.args)
     *_, left, right = args
-    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
     rank, changed = value(node).dim(), {}
     if min(value(left).dim(), value(right).dim()) < 2 or left is right:
         return None
@@ -278,7 +138,7 @@ def _linear(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
     """A linear map along other dimensions than its features."""
     if dim == value(node).dim() - 1:
         return None
-    source = _source(node)
+    source = source_of(node)
     return r.again(node, {source: r.part(source, dim, keep)})
 
 
@@ -306,7 +166,7 @@ def _attention(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
         kept = tuple(sorted(set(table)))
         small, table = r.part(x, dim, kept), tuple(kept.index(i) for i in table)
         even = all(table.count(i) == len(table) // len(kept) for i in table)
-        changed[x] = small if even else _copied(r, node, small, dim, table, len(kept))
+        changed[x] = small if even else copied(r, node, small, dim, table, len(kept))
     if not even:
         named["enable_gqa"] = False
     return r.again(node, changed, **named)
@@ -324,7 +184,7 @@ def _table(rule: Rule, *names: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    **_table(_reshaped, "view", "reshape", "_unsafe_view", "flatten", "unflatten"),
+    **_table(reshaped, "view", "reshape", "_unsafe_view", "flatten", "unflatten"),
     **_table(_moved(_permuted), "permute", "transpose", "swapaxes", "t", "mT", "adjoint"),
     **_table(_moved(_unsqueezed), "unsqueeze"),
     **_table(_moved(_squeezed), "squeeze"),
@@ -334,7 +194,7 @@ RULES: dict[str, Rule] = {
     **_table(_picked, "select"),
     **_table(_reduced, "mean", "sum", "amax", "amin", "linalg_vector_norm"),
     **_table(_expanded, "expand"),
-    **_table(_interleaved, "repeat_interleave"),
+    **_table(interleaved, "repeat_interleave"),
     **_table(_joined, "cat"),
     **_table(_matmul, "matmul", "bmm", "baddbmm"),
     **_table(_einsum, "einsum"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import fx
@@ -16,6 +16,7 @@ from attnopt.patterns.views import pieces
 from attnopt.region import Region
 
 Keep = tuple[int, ...]
+_SPLITS = ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Cut:
     keep: Keep
 
 
-def remove(gm: fx.GraphModule, region: Region, projections: Projections, removed: Collection[int]) -> list[Cut] | Decline:
+def remove(
+    gm: fx.GraphModule, region: Region, projections: Projections, removed: Collection[int]
+) -> list[Cut] | Decline:
     """Remove query heads, and the key and value heads that no query head uses any more, in place.
 
     Afterwards the graph takes the smaller parameters that the cuts describe. On a `Decline` it is as before.
@@ -84,7 +87,9 @@ def _dead(old: fx.Node, consumer: fx.Node) -> set[fx.Node]:
     return dead
 
 
-def _leftovers(r: Restrictor, shrinking: dict[fx.Node, Projection], rows: dict[fx.Node, Keep], dead: set[fx.Node]) -> dict[fx.Node, list[fx.Node]] | Decline:
+def _leftovers(
+    r: Restrictor, shrinking: Iterable[fx.Node], rows: dict[fx.Node, Keep], dead: set[fx.Node]
+) -> dict[fx.Node, list[fx.Node]] | Decline:
     """What still reads each old linear map: cuts of its features that stay whole. Declines for anything else."""
     cuts: dict[fx.Node, list[fx.Node]] = {}
     for node in shrinking:
@@ -109,7 +114,7 @@ def _leftovers(r: Restrictor, shrinking: dict[fx.Node, Projection], rows: dict[f
 
 
 def _pieces(user: fx.Node) -> list[fx.Node]:
-    return list(user.users) if op_name(user) in ("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split") else [user]
+    return list(user.users) if op_name(user) in _SPLITS else [user]
 
 
 def _covered(node: fx.Node, linear: fx.Node) -> Keep | None:
@@ -170,8 +175,8 @@ def _shrink_placeholder(cut: Cut) -> None:
 
 
 def _clean(graph: fx.Graph, gone: set[fx.Node]) -> None:
-    waiting = set(gone)
+    """Erase what is not used any more; a size that stays in use was moved to the smaller map."""
+    waiting = {n for n in gone if not is_call(n, aten.sym_size.int)}
     for node in reversed(list(graph.nodes)):
-        parent_of_gone = node in waiting or op_name(node) in ("aten::split", "aten::split_with_sizes", "aten::chunk")
-        if parent_of_gone and not node.users and not is_call(node, aten.sym_size.int):
+        if (node in waiting or op_name(node) in _SPLITS) and not node.users:
             graph.erase_node(node)

@@ -112,7 +112,10 @@ class Calibration:
         return Calibration(captured.states, batches, captured.out_spec, loss_of)
 
     def run(
-        self, gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor], probes: Mapping[str, Callable[[Any], Any]] | None = None
+        self,
+        gm: fx.GraphModule,
+        tensors: Mapping[str, torch.Tensor],
+        probes: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> Iterator[list[Any]]:
         """The flattened outputs, batch by batch. Buffers and inputs are copied: a run changes nothing outside it."""
         for number, batch in enumerate(self.batches):
@@ -180,7 +183,7 @@ def _pair(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(given, Mapping):
         return (), dict(given)
     if not isinstance(given, (tuple, list)):
-        raise OptionError(f"each calibration input must be a tuple of arguments or a mapping, not {type(given).__name__}.")
+        raise OptionError(f"a calibration input must be a tuple of arguments or a mapping, not {type(given).__name__}.")
     if len(given) == 2 and isinstance(given[0], (tuple, list)) and isinstance(given[1], Mapping):
         return tuple(given[0]), dict(given[1])
     return tuple(given), {}

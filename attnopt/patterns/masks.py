@@ -2,7 +2,8 @@
 
 A constant joins `keep` only where that changes nothing: minus infinity always does; a huge negative number
 (such as finfo.min) does when it stands alone, since then a fully masked row is uniform. Everything else,
--1e4 for one, stays in the score.
+-1e4 for one, stays in the score. A uniform row does not depend on the scores that the fill absorbed, so no
+gradient reaches them; autograd of the source's addition would pass one through.
 """
 
 from __future__ import annotations

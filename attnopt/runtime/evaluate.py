@@ -110,7 +110,7 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
         return _symbol(expr, scope)
     if isinstance(expr, (BooleanTrue, BooleanFalse)):
         return torch.tensor(bool(expr), device=scope.device)
-    if isinstance(expr, sp.Integer):
+    if isinstance(expr, sp.Integer) and abs(int(expr)) < 2**63:  # finfo.min is an integer, but no int64
         return torch.tensor(int(expr), dtype=torch.int64, device=scope.device)
     if expr.is_number:
         return torch.tensor(float(expr), dtype=_constant_dtype(scope.dtype), device=scope.device)
@@ -127,7 +127,8 @@ def _arguments(expr: sp.Basic, args: list[torch.Tensor], scope: Scope) -> list[t
     """Integers as floats of the scope where a float is wanted, so that torch's default dtype plays no part."""
     mixed = any(a.is_floating_point() for a in args) and isinstance(expr, (sp.Add, sp.Mul, ex.Where, sp.Pow))
     if isinstance(expr, _FLOAT_FUNCTIONS) or mixed:
-        return [a if a.is_floating_point() or a.dtype == torch.bool else a.to(_constant_dtype(scope.dtype)) for a in args]
+        dtype = _constant_dtype(scope.dtype)
+        return [a if a.is_floating_point() or a.dtype == torch.bool else a.to(dtype) for a in args]
     return args
 
 

@@ -125,10 +125,15 @@ def _value(expr: sp.Basic, names: dict[sp.Symbol, object], held: dict[str, Tenso
         if e in names:
             return torch.as_tensor(names[e])
         if e.is_number or e in (sp.true, sp.false):
-            return torch.tensor(bool(e) if e in (sp.true, sp.false) else int(e) if e.is_Integer else float(e)).to(
-                torch.bool if e in (sp.true, sp.false) else torch.long if e.is_Integer else dtype
+            whole = e.is_Integer and abs(e) < 2**63
+            return (
+                torch.tensor(bool(e))
+                if e in (sp.true, sp.false)
+                else torch.tensor(int(e) if whole else float(e), dtype=torch.long if whole else dtype)
             )
-        function = _FUNCTIONS.get("exp" if isinstance(e, sp.exp) else e.func.__name__) or getattr(torch, e.func.__name__)
+        function = _FUNCTIONS.get("exp" if isinstance(e, sp.exp) else e.func.__name__) or getattr(
+            torch, e.func.__name__
+        )
         args = [visit(a) for a in e.args]
         return functools.reduce(function, args) if len(args) > 2 and not isinstance(e, ex.Where) else function(*args)
 
@@ -168,7 +173,10 @@ def tolerance(spec: AttentionSpec, tensors: Sequence[Tensor], scalars: Sequence[
     exact, eager = dense(spec, tensors, scalars), dense(spec, tensors, scalars, torch.float32)
     eps = torch.finfo(torch.float32).eps
     size = exact[0].nan_to_num().abs().amax().item() if exact[0].numel() else 1.0
-    errs = [(e.double() - x).nan_to_num().abs().amax().item() if x.numel() else 0.0 for e, x in zip(eager, exact, strict=True)]
+    errs = [
+        (e.double() - x).nan_to_num().abs().amax().item() if x.numel() else 0.0
+        for e, x in zip(eager, exact, strict=True)
+    ]
     top = exact[1].nan_to_num(neginf=0).abs().amax().item() if exact[1].numel() else 1.0
     rounding = torch.finfo(tensors[0].dtype).eps / 2 * size if tensors[0].dtype != torch.float32 else 0.0
     floor = eps * math.sqrt(tensors[1].shape[2] + tensors[1].shape[3])
@@ -176,7 +184,11 @@ def tolerance(spec: AttentionSpec, tensors: Sequence[Tensor], scalars: Sequence[
 
 
 def agree(
-    spec: AttentionSpec, tensors: Sequence[Tensor], scalars: Sequence[int] = (), plan: Plan | None = None, threads: int = 2
+    spec: AttentionSpec,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int] = (),
+    plan: Plan | None = None,
+    threads: int = 2,
 ) -> None:
     """Asserts that the kernel and the dense fp64 evaluation give one result, NaN for NaN."""
     out, lse = run(spec, tensors, scalars, plan, threads)

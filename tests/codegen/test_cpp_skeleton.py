@@ -50,7 +50,9 @@ def test_four_lanes_agree(name: str) -> None:
         agree(case(name).spec, tensors_of(case(name), size), plan=Plan(16, 32, 4, 4))
 
 
-@pytest.mark.parametrize("plan", [Plan(6, 16, 8, 6), Plan(8, 48, 8, 8), Plan(96, 512, 16, 6), Plan(5, 20, 8, 3)], ids=str)
+@pytest.mark.parametrize(
+    "plan", [Plan(6, 16, 8, 6), Plan(8, 48, 8, 8), Plan(96, 512, 16, 6), Plan(5, 20, 8, 3)], ids=str
+)
 def test_any_plan_agrees(plan: Plan) -> None:
     for size in SIZES[2:]:
         agree(case("prefix_or_window").spec, tensors_of(case("prefix_or_window"), size), plan=plan)

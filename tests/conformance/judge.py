@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnopt.runtime.reference import reference
-from attnopt.runtime.validate import Verdict, compare
+from attnopt.runtime.validate import Verdict, compare, nudge
 from attnopt.spec import AttentionSpec
 
 LAYOUTS = ("contiguous", "transposed", "broadcast", "sliced")
@@ -44,7 +44,8 @@ def judge(
     """Verdicts on out and, where the spec returns it, on lse."""
     golden = reference(spec, *(t.double() for t in inputs), captures, scalars)
     eager = reference(spec, *inputs, captures, scalars, compute=inputs[0].dtype)
-    verdicts = [compare(golden[0], eager[0], result[0])]
+    nudged = reference(spec, nudge(inputs[0]), nudge(inputs[1]), inputs[2].double(), captures, scalars)
+    verdicts = [compare(golden[0], eager[0], result[0], nudged=nudged[0])]
     if "lse" in spec.returns and result[1] is not None:
-        verdicts.append(compare(golden[1], eager[1], result[1].float()))
+        verdicts.append(compare(golden[1], eager[1], result[1].float(), nudged=nudged[1]))
     return verdicts

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from attnopt.codegen import cpp
-from attnopt.codegen.base import Layout
 from attnopt.options import Options
 from attnopt.runtime.build import build_kernel
 from attnopt.runtime.native import Native, check_rows, layout_of
@@ -16,18 +15,50 @@ from attnopt.runtime.validate import Verdict
 from tests.conformance.judge import tensors
 from tests.specs import Sizes, case
 
-# Name, case, text of the kernel, what it becomes.
+# What is broken, the case it is broken in, the text of the kernel, what it becomes.
 MUTATIONS = (
     ("drops the scale", "scale", "* kScale", "* 1.0f"),
-    ("causal is off by one", "causal", "splat_i(k0) + kIota", None),
-    ("skips the rescale of earlier results", "scale", ".0f : exp_negative(splat_f(running_max - shift))[0]", ".0f : 1.0f"),
+    ("causal is off by one", "causal", "k)) >= splat_i(0)", "k)) >= splat_i(1)"),
+    ("causal range ends a key early", "causal", "minimum(n_k, q1)", "minimum(n_k, q1 - 1)"),
+    ("skips the rescale", "scale", "exp_negative(splat_f(running_max - shift))[0]", "1.0f"),
     ("forgets the earlier sum", "scale", "running_sum * scale + sum_lanes(sum)", "sum_lanes(sum)"),
-    ("reads the wrong key head", "gqa", "& panel", None),
-    ("yields zeros for uniform rows", "empty_uniform", "t.mean[d]", "0.0f"),
-    ("does not mask the tail", "bias", "if constexpr (kRagged) logit = select(kIota < valid, logit, nothing);", ""),
-    ("drops the bias", "bias", "bias_0 + s", "s"),
-    ("uses another base of the exponential", "scale", "exp_negative(load(x + j) - shift)", "exp_negative((load(x + j) - shift) * 0.99f)"),
+    ("reads the wrong key head", "gqa", "{ return h / 4; }", "{ return h % 2; }"),
+    ("yields zeros for uniform rows", "empty_uniform", "n_k > 0 ? t.mean[d] : 0.0f", "0.0f"),
+    ("does not mask the tail", "bias", "logit = select(kIota < valid, logit, nothing);", "{}"),
+    ("drops the bias", "bias", "VF logit = (bias_0 + s)", "VF logit = s"),
+    ("ignores padding", "padding", "load_i<kRagged>(pad", "splat_i(1) | load_i<kRagged>(pad"),
+    ("uses another base", "scale", "exp_negative(load(x + j) - shift)", "exp_negative((load(x + j) - shift) * 0.99f)"),
     ("does not divide by the sum", "scale", "1.0f / t.sum[r]", "1.0f"),
-    ("forgets the sink", "sink", "t.sum[r] = 1.0f", "t.sum[r] = 0.0f"),
+    ("forgets the sink", "sink", ": 1.0f + (sink - sink)", ": 0.0f"),
     ("drops the gate", "gate", "value * gate", "value"),
+    ("soft-caps too low", "softcap", "tanh", "0.999f * tanh"),
 )
+
+
+def checked(name: str, old: str, new: str, options: Options) -> Verdict:
+    """The verdict of the check at first use on a kernel of which part of the text was replaced."""
+    item = case(name)
+    # Not multiples of any tile, and more keys than one tile has: every part of the kernel takes part.
+    sizes = Sizes(2, item.spec.heads.q, 61, 301)
+    inputs = tensors(item.spec, sizes.batch, sizes.n_q, sizes.n_k, "contiguous", torch.float32, 2.0)
+    captures = item.captures(sizes, torch.Generator().manual_seed(1))
+    spec = item.spec.canonical()
+    kernel = cpp.emit(spec, layout_of(cpp.k_axes(spec), inputs[0], captures))
+    assert old in kernel.source, f"the kernel of {name} has no {old!r}; the mutation has to follow the generator."
+    broken = replace(kernel, source=kernel.source.replace(old, new))
+    library = build_kernel(broken, options, pytest.fail)
+    result = Native(spec, library)(*inputs, captures, item.scalars)
+    return check_rows(spec, inputs, captures, item.scalars, *result)
+
+
+@pytest.mark.parametrize(("what", "name", "old", "new"), MUTATIONS, ids=[m[0] for m in MUTATIONS])
+def test_the_check_objects(what: str, name: str, old: str, new: str, options: Options) -> None:
+    verdict = checked(name, old, new, options)
+    assert not verdict.ok, f"a kernel that {what} passed: {verdict}"
+    assert verdict.reason
+
+
+@pytest.mark.parametrize("name", sorted({m[1] for m in MUTATIONS}))
+def test_the_check_accepts_the_kernel_as_generated(name: str, options: Options) -> None:
+    verdict = checked(name, "", "", options)
+    assert verdict.ok, str(verdict)

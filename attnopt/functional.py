@@ -1,0 +1,309 @@
+"""In-place changes made pure, one storage at a time.
+
+A storage is a tensor that the graph makes and everything that aliases it. Where every write to it can be expressed
+as a new version of the whole, the writes become pure operators and later reads see the newest version. Where one
+cannot, all of that storage's writes stay as they are and its nodes carry them in `meta["attnopt_writes"]`, so that
+a reader can refuse to move across them. Inputs, parameters and buffers are always of the second kind: their changes
+are effects that the caller sees.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+WRITES = "attnopt_writes"
+
+# Aliases whose change can be carried to the tensor that they view. Splits and unbinds are known by their items.
+_SAME = {
+    aten.alias.default, aten.contiguous.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other,
+    aten.type_as.default,
+}  # fmt: skip
+_RESHAPES = {
+    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default,
+    aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten._unsafe_view.default,
+    aten.reshape_as.default,
+}  # fmt: skip
+_SWAPS = {aten.transpose.int, aten.t.default, aten.mT.default, aten.swapaxes.default, aten.permute.default, aten.movedim.int}
+_PARTS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
+# Operators that change what a tensor object looks like, and the view that it looks like afterwards.
+_RESHAPED = {
+    aten.unsqueeze_.default: aten.unsqueeze.default, aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim, aten.squeeze_.dims: aten.squeeze.dims,
+    aten.transpose_.default: aten.transpose.int, aten.t_.default: aten.t.default,
+    aten.swapaxes_.default: aten.swapaxes.default, aten.detach_.default: aten.detach.default,
+}  # fmt: skip
+
+
+def mutated_argument(node: fx.Node) -> fx.Node | None:
+    """The tensor that an operator writes to, the first if there are several, or None."""
+    found = _written(node)
+    return found[0] if found else None
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return []
+    found: list[fx.Node] = []
+    for place, argument in enumerate(target._schema.arguments):
+        given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            fx.node.map_arg(given, found.append)
+    return found
+
+
+def functionalize(graph: fx.Graph) -> None:
+    """Replace the writes to the graph's own storages by pure operators, in place."""
+    if any(_written(n) for n in graph.nodes):
+        _restate(graph)
+        _Functionalizer(graph).run()
+
+
+def _restate(graph: fx.Graph) -> None:
+    """`y.unsqueeze_(0)` changes the tensor object: from there on, its name means the view."""
+    for node in list(graph.nodes):
+        if node.target in _RESHAPED:
+            node.target = _RESHAPED[node.target]
+            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node and node < user)
+
+
+class _Functionalizer:
+    """Follows every storage through the graph. A version is the number of writes that a value has seen."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.root: dict[fx.Node, fx.Node] = {}
+        self.writes: dict[fx.Node, list[fx.Node]] = {}
+        self.kept: set[fx.Node] = set()
+        self.version: dict[fx.Node, int] = {}
+        self.count: dict[fx.Node, int] = {}
+        self.newest: dict[tuple[fx.Node, int], fx.Node] = {}
+
+    def run(self) -> None:
+        self._find_storages()
+        for node in list(self.graph.nodes):
+            root = self.root.get(node, node)
+            targets = _written(node)
+            for used in node.all_input_nodes:
+                node.replace_input_with(used, used) if used in targets else self._renew(node, used)
+            if targets and self.root[targets[0]] not in self.kept:
+                self._purify(node, targets[0])
+            else:
+                self.version[node] = self.count.get(root, 0)
+
+    def _find_storages(self) -> None:
+        for node in self.graph.nodes:
+            targets = _written(node)
+            for target in targets:
+                root = self.root.get(target, target)
+                self.writes.setdefault(root, []).append(node)
+                if root.op in ("placeholder", "get_attr") or len(targets) > 1 or not self._expressible(node, target):
+                    self.kept.add(root)
+            source = targets[0] if targets else _aliased(node)
+            self.root[node] = node if source is None else self.root.get(source, source)
+        for node, root in self.root.items():
+            if root in self.kept:
+                node.meta[WRITES] = tuple(self.writes[root])
+
+    def _expressible(self, node: fx.Node, target: fx.Node) -> bool:
+        """Whether the write has a pure form and its target is reached from the storage by known views."""
+        if node.args[:1] != (target,) or _pure_target(node.target) is None:
+            return False
+        while self.root[target] is not target:
+            if _written(target):
+                target = _written(target)[0]
+            elif _undo(target) is None:
+                return False
+            else:
+                target = _source(target)
+        return isinstance(_value(target), torch.Tensor)
+
+    def _renew(self, node: fx.Node, used: fx.Node) -> None:
+        with self.graph.inserting_before(node):
+            latest = self._latest(used)
+        if latest is not used:
+            node.replace_input_with(used, latest)
+
+    def _latest(self, node: fx.Node) -> fx.Node:
+        """The node's value after every write so far: itself, the newest version, or a view taken again."""
+        root = self.root.get(node, node)
+        if root in self.kept:
+            return node
+        if _written(node):
+            return self._latest(_written(node)[0])
+        count = self.count.get(root, 0)
+        if self.version.get(node, 0) == count:
+            return node
+        if (node, count) not in self.newest:
+            source = self._latest(node.args[0])
+            copy = self.graph.node_copy(node, lambda n: source if n is node.args[0] else n)
+            self.newest[node, count] = copy
+        return self.newest[node, count]
+
+    def _purify(self, node: fx.Node, target: fx.Node) -> None:
+        root = self.root[target]
+        chain = [target]
+        while chain[-1] is not root:
+            chain.append(_written(chain[-1])[0] if _written(chain[-1]) else _source(chain[-1]))
+        with self.graph.inserting_before(node):
+            before = {x: self._latest(x) for x in chain}
+            new = self._computed(node, before[target])
+            count = self.count[root] = self.count.get(root, 0) + 1
+            for inner, outer in zip(chain, [*chain[1:], None], strict=True):
+                self.newest[inner, count] = new
+                self.root[new], self.version[new] = new, 0
+                if outer is not None and not _written(inner):
+                    new = self._carried(inner, new, before[outer])
+        node.replace_all_uses_with(target)
+        self.graph.erase_node(node)
+
+    def _computed(self, node: fx.Node, before: fx.Node) -> fx.Node:
+        """What the write leaves in its target: of the target's shape and dtype, whatever the pure operator gives."""
+        seen, args = _value(before), (before, *node.args[1:])
+        if node.target is aten.copy_.default:
+            new: fx.Node = args[1]  # type: ignore[assignment]
+            if not isinstance(new, fx.Node):
+                new = self._call(aten.full_like.default, (before, new), {}, node)
+        else:
+            pure = _pure_target(node.target)
+            new = self._call(pure, args, _kept_kwargs(pure, node.kwargs), node)
+        if _value(new).dtype != seen.dtype or _value(new).device != seen.device:
+            new = self._call(aten.to.dtype_layout, (new,), {"dtype": seen.dtype, "device": seen.device}, node)
+        if _value(new).shape != seen.shape:
+            new = self._call(aten.expand.default, (new, self._sizes(before)), {}, node)
+        return self._call(aten.clone.default, (new,), {}, node) if new is node.args[-1] else new
+
+    def _carried(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
+        """The viewed tensor's new version, after `view` of it became `new`."""
+        undo = _undo(view)
+        assert undo is not None
+        return undo(self, view, new, source)
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
+        made = self.graph.call_function(target, args, kwargs)
+        made.meta = {k: v for k, v in like.meta.items() if k not in ("val", WRITES)}
+        with torch.no_grad():
+            made.meta["val"] = _run(made)
+        return made
+
+    def _sizes(self, node: fx.Node) -> list[Any]:
+        sizes: list[Any] = []
+        for place, size in enumerate(_value(node).shape):
+            sizes.append(size if isinstance(size, int) else self._call(aten.sym_size.int, (node, place), {}, node))
+        return sizes
+
+    # What a changed view makes of the tensor that it views.
+
+    def part(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
+        """Slices, selections and items of a split: put back where they were taken."""
+        if view.target in (aten.slice.Tensor, aten.select.int):
+            scatter = aten.slice_scatter.default if view.target is aten.slice.Tensor else aten.select_scatter.default
+            return self._call(scatter, (source, new, *view.args[1:]), dict(view.kwargs), view)
+        if view.target is aten.narrow.default:
+            _, dim, start, length = view.args
+            return self._call(aten.slice_scatter.default, (source, new, dim, start, start + length), {}, view)  # type: ignore[operator]
+        whole, item = view.args
+        dim = whole.args[2 if whole.target is not aten.unbind.int else 1] if len(whole.args) > (2 if whole.target is not aten.unbind.int else 1) else whole.kwargs.get("dim", 0)  # type: ignore[union-attr]
+        if whole.target is aten.unbind.int:  # type: ignore[union-attr]
+            return self._call(aten.select_scatter.default, (source, new, dim, item), {}, view)
+        sizes = [int(part.shape[dim]) for part in _value(whole)]
+        start = sum(sizes[:item])
+        return self._call(aten.slice_scatter.default, (source, new, dim, start, start + sizes[item]), {}, view)
+
+    def swap(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
+        """Permuted dimensions: permuted back."""
+        rank = _value(source).dim()
+        if view.target is aten.permute.default:
+            order = [d % rank for d in view.args[1]]  # type: ignore[union-attr]
+            return self._call(aten.permute.default, (new, [order.index(d) for d in range(rank)]), {}, view)
+        if view.target is aten.movedim.int:
+            return self._call(aten.movedim.int, (new, view.args[2], view.args[1]), {}, view)
+        return self._call(view.target, (new, *view.args[1:]), dict(view.kwargs), view)
+
+    def reshape(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
+        """Regrouped dimensions: regrouped back."""
+        return self._call(aten.reshape.default, (new, self._sizes(source)), {}, view)
+
+    def same(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
+        """Another name for the whole."""
+        return new
+
+
+_Undo = Callable[[_Functionalizer, fx.Node, fx.Node, fx.Node], fx.Node]
+
+
+def _undo(view: fx.Node) -> _Undo | None:
+    if view.target in (aten.slice.Tensor, aten.select.int, aten.narrow.default):
+        plain = view.target is not aten.narrow.default or all(isinstance(x, int) for x in view.args[1:])
+        return _Functionalizer.part if plain else None
+    if view.target is operator.getitem:
+        parts = isinstance(view.args[0], fx.Node) and view.args[0].target in _PARTS
+        fixed = parts and all(isinstance(n, int) for x in _value(view.args[0]) for n in x.shape)
+        return _Functionalizer.part if fixed else None
+    for views, undo in ((_RESHAPES, "reshape"), (_SWAPS, "swap"), (_SAME, "same")):
+        if view.target in views:
+            return getattr(_Functionalizer, undo)  # type: ignore[no-any-return]
+    return None
+
+
+def _source(view: fx.Node) -> fx.Node:
+    """The tensor that a view was taken of; for an item of a split, what was split."""
+    source = view.args[0]
+    source = source.args[0] if view.target is operator.getitem else source  # type: ignore[union-attr]
+    return source  # type: ignore[return-value]
+
+
+def _aliased(node: fx.Node) -> fx.Node | None:
+    """The input whose storage the node's value shares, or None."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return node.args[0] if node.args[0].target in _PARTS or _is_view(node.args[0]) else None
+    return node.args[0] if _is_view(node) and isinstance(node.args[0], fx.Node) else None  # type: ignore[return-value]
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+        return False
+    first = node.target._schema.arguments[0] if node.target._schema.arguments else None
+    if first is None or first.alias_info is None or first.alias_info.is_write:
+        return False
+    if not isinstance(node.args[0], fx.Node) or not isinstance(_value(node), torch.Tensor):
+        return True
+    # `reshape`, `contiguous` and `to` alias only where no copy is needed: asked of the fake tensors themselves.
+    return bool(torch._C._is_alias_of(_run(node), _value(node.args[0])))
+
+
+def _run(node: fx.Node) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val", node.meta.get("example_value")) if isinstance(node, fx.Node) else node
+
+
+def _pure_target(target: Any) -> Any:
+    """The operator without the trailing underscore, of the same overload, if there is one."""
+    name, overload = target._schema.name.split("::")[1], target._schema.overload_name or "default"
+    if name.startswith("__i") and name.endswith("__"):
+        pure_name = f"__{name[3:-2]}__"
+    elif name.endswith("_") and not name.endswith("__"):
+        pure_name = name[:-1]
+    else:
+        return None
+    pure = getattr(getattr(aten, pure_name, None), overload, None)
+    fits = pure is not None and [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
+    return pure if fits else None
+
+
+def _kept_kwargs(pure: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = {a.name for a in pure._schema.arguments}
+    return {k: v for k, v in kwargs.items() if k in names}
+
+
+__all__: Sequence[str] = ("WRITES", "functionalize", "mutated_argument")
