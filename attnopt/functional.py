@@ -31,6 +31,8 @@ _RESHAPES = {
 }  # fmt: skip
 _SWAPS = {aten.transpose.int, aten.t.default, aten.mT.default, aten.swapaxes.default, aten.permute.default, aten.movedim.int}
 _PARTS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
+# Aliases that read memory and not elements: another version of their storage may lie differently in memory.
+_BY_STRIDE = {aten.as_strided.default, aten.view.dtype, aten.real.default, aten.imag.default, aten.view_as_real.default}
 # Operators that change what a tensor object looks like, and the view that it looks like afterwards.
 _RESHAPED = {
     aten.unsqueeze_.default: aten.unsqueeze.default, aten.squeeze_.default: aten.squeeze.default,
@@ -84,6 +86,7 @@ class _Functionalizer:
         self.version: dict[fx.Node, int] = {}
         self.count: dict[fx.Node, int] = {}
         self.newest: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.parent: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> None:
         self._find_storages()
@@ -91,11 +94,20 @@ class _Functionalizer:
             root = self.root.get(node, node)
             targets = _written(node)
             for used in node.all_input_nodes:
-                node.replace_input_with(used, used) if used in targets else self._renew(node, used)
+                if used not in targets:
+                    self._renew(node, used)
             if targets and self.root[targets[0]] not in self.kept:
                 self._purify(node, targets[0])
             else:
                 self.version[node] = self.count.get(root, 0)
+        self._chain_kept_writes()
+
+    def _chain_kept_writes(self) -> None:
+        """A write that stays gives its target back; later readers take it from there, which shows their order."""
+        for node in (w for root in self.kept for w in self.writes.get(root, ())):
+            targets = _written(node)
+            if len(targets) == 1 and isinstance(_value(node), torch.Tensor):
+                targets[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
 
     def _find_storages(self) -> None:
         for node in self.graph.nodes:
@@ -107,21 +119,22 @@ class _Functionalizer:
                     self.kept.add(root)
             source = targets[0] if targets else _aliased(node)
             self.root[node] = node if source is None else self.root.get(source, source)
+            if source is not None:
+                self.parent[node] = source
+            if node.target in _BY_STRIDE:
+                self.kept.add(self.root[node])
         for node, root in self.root.items():
-            if root in self.kept:
+            if root in self.kept and root in self.writes:
                 node.meta[WRITES] = tuple(self.writes[root])
 
     def _expressible(self, node: fx.Node, target: fx.Node) -> bool:
         """Whether the write has a pure form and its target is reached from the storage by known views."""
         if node.args[:1] != (target,) or _pure_target(node.target) is None:
             return False
-        while self.root[target] is not target:
-            if _written(target):
-                target = _written(target)[0]
-            elif _undo(target) is None:
+        while target in self.parent:
+            if not _written(target) and _undo(target) is None:
                 return False
-            else:
-                target = _source(target)
+            target = self._source(target)
         return isinstance(_value(target), torch.Tensor)
 
     def _renew(self, node: fx.Node, used: fx.Node) -> None:
@@ -135,14 +148,13 @@ class _Functionalizer:
         root = self.root.get(node, node)
         if root in self.kept:
             return node
-        if _written(node):
-            return self._latest(_written(node)[0])
         count = self.count.get(root, 0)
         if self.version.get(node, 0) == count:
             return node
         if (node, count) not in self.newest:
-            source = self._latest(node.args[0])
+            source = self._latest(self.parent[node])
             copy = self.graph.node_copy(node, lambda n: source if n is node.args[0] else n)
+            copy.target = aten.reshape.default if copy.target is aten.view.default else copy.target
             self.newest[node, count] = copy
         return self.newest[node, count]
 
@@ -150,40 +162,37 @@ class _Functionalizer:
         root = self.root[target]
         chain = [target]
         while chain[-1] is not root:
-            chain.append(_written(chain[-1])[0] if _written(chain[-1]) else _source(chain[-1]))
+            chain.append(self._source(chain[-1]))
         with self.graph.inserting_before(node):
             before = {x: self._latest(x) for x in chain}
-            new = self._computed(node, before[target])
+            new = self._computed(node, target, before[target])
             count = self.count[root] = self.count.get(root, 0) + 1
             for inner, outer in zip(chain, [*chain[1:], None], strict=True):
                 self.newest[inner, count] = new
-                self.root[new], self.version[new] = new, 0
-                if outer is not None and not _written(inner):
-                    new = self._carried(inner, new, before[outer])
+                undo = _undo(inner)
+                if outer is not None and undo is not None:
+                    new = undo(self, inner, new, before[outer])
         node.replace_all_uses_with(target)
         self.graph.erase_node(node)
 
-    def _computed(self, node: fx.Node, before: fx.Node) -> fx.Node:
+    def _source(self, node: fx.Node) -> fx.Node:
+        """The tensor that a view was taken of; for an item of a split, what was split."""
+        source = self.parent[node]
+        return self.parent[source] if node.target is operator.getitem else source
+
+    def _computed(self, node: fx.Node, target: fx.Node, before: fx.Node) -> fx.Node:
         """What the write leaves in its target: of the target's shape and dtype, whatever the pure operator gives."""
-        seen, args = _value(before), (before, *node.args[1:])
+        seen, pure = _value(before), _pure_target(node.target)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: before if n is target else n)
         if node.target is aten.copy_.default:
-            new: fx.Node = args[1]  # type: ignore[assignment]
-            if not isinstance(new, fx.Node):
-                new = self._call(aten.full_like.default, (before, new), {}, node)
+            new = self._call(aten.clone.default, args[1:2], {}, node)
         else:
-            pure = _pure_target(node.target)
-            new = self._call(pure, args, _kept_kwargs(pure, node.kwargs), node)
+            new = self._call(pure, args, kwargs, node)
         if _value(new).dtype != seen.dtype or _value(new).device != seen.device:
-            new = self._call(aten.to.dtype_layout, (new,), {"dtype": seen.dtype, "device": seen.device}, node)
+            new = self._call(aten.to.device, (new, seen.device, seen.dtype), {}, node)
         if _value(new).shape != seen.shape:
             new = self._call(aten.expand.default, (new, self._sizes(before)), {}, node)
-        return self._call(aten.clone.default, (new,), {}, node) if new is node.args[-1] else new
-
-    def _carried(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
-        """The viewed tensor's new version, after `view` of it became `new`."""
-        undo = _undo(view)
-        assert undo is not None
-        return undo(self, view, new, source)
+        return new
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: fx.Node) -> fx.Node:
         made = self.graph.call_function(target, args, kwargs)
@@ -207,14 +216,17 @@ class _Functionalizer:
             return self._call(scatter, (source, new, *view.args[1:]), dict(view.kwargs), view)
         if view.target is aten.narrow.default:
             _, dim, start, length = view.args
-            return self._call(aten.slice_scatter.default, (source, new, dim, start, start + length), {}, view)  # type: ignore[operator]
-        whole, item = view.args
-        dim = whole.args[2 if whole.target is not aten.unbind.int else 1] if len(whole.args) > (2 if whole.target is not aten.unbind.int else 1) else whole.kwargs.get("dim", 0)  # type: ignore[union-attr]
-        if whole.target is aten.unbind.int:  # type: ignore[union-attr]
+            place = (dim, start, start + length)  # type: ignore[operator]
+            return self._call(aten.slice_scatter.default, (source, new, *place), {}, view)
+        parts, item = self.parent[view], view.args[1]
+        dim = parts.kwargs.get("dim", 0)
+        named = [a.name for a in parts.target._schema.arguments]  # type: ignore[union-attr]
+        dim = parts.args[named.index("dim")] if len(parts.args) > named.index("dim") else dim
+        if parts.target is aten.unbind.int:
             return self._call(aten.select_scatter.default, (source, new, dim, item), {}, view)
-        sizes = [int(part.shape[dim]) for part in _value(whole)]
-        start = sum(sizes[:item])
-        return self._call(aten.slice_scatter.default, (source, new, dim, start, start + sizes[item]), {}, view)
+        sizes = [int(part.shape[dim]) for part in _value(parts)]
+        start = sum(sizes[:item])  # type: ignore[misc]
+        return self._call(aten.slice_scatter.default, (source, new, dim, start, start + sizes[item]), {}, view)  # type: ignore[index]
 
     def swap(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
         """Permuted dimensions: permuted back."""
@@ -250,13 +262,6 @@ def _undo(view: fx.Node) -> _Undo | None:
         if view.target in views:
             return getattr(_Functionalizer, undo)  # type: ignore[no-any-return]
     return None
-
-
-def _source(view: fx.Node) -> fx.Node:
-    """The tensor that a view was taken of; for an item of a split, what was split."""
-    source = view.args[0]
-    source = source.args[0] if view.target is operator.getitem else source  # type: ignore[union-attr]
-    return source  # type: ignore[return-value]
 
 
 def _aliased(node: fx.Node) -> fx.Node | None:
@@ -299,11 +304,6 @@ def _pure_target(target: Any) -> Any:
     pure = getattr(getattr(aten, pure_name, None), overload, None)
     fits = pure is not None and [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
     return pure if fits else None
-
-
-def _kept_kwargs(pure: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = {a.name for a in pure._schema.arguments}
-    return {k: v for k, v in kwargs.items() if k in names}
 
 
 __all__: Sequence[str] = ("WRITES", "functionalize", "mutated_argument")

@@ -39,7 +39,91 @@ FLAGS = (
     "-shared",
 )
 _ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
-_RESERVED = frozenset({"q", "k", "v", "out", "lse", "n_b", "n_q", "n_k"})
+# Names that C++ or the argument struct keeps for itself.
+_RESERVED = frozenset(
+    [
+        "q",
+        "k",
+        "v",
+        "out",
+        "lse",
+        "n_b",
+        "n_q",
+        "n_k",
+        "alignas",
+        "alignof",
+        "asm",
+        "auto",
+        "bool",
+        "break",
+        "case",
+        "catch",
+        "char",
+        "class",
+        "concept",
+        "const",
+        "constexpr",
+        "continue",
+        "decltype",
+        "default",
+        "delete",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "explicit",
+        "export",
+        "extern",
+        "false",
+        "float",
+        "for",
+        "friend",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "mutable",
+        "namespace",
+        "new",
+        "operator",
+        "private",
+        "protected",
+        "public",
+        "register",
+        "requires",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "template",
+        "this",
+        "throw",
+        "true",
+        "try",
+        "typedef",
+        "typeid",
+        "typename",
+        "union",
+        "unsigned",
+        "using",
+        "virtual",
+        "void",
+        "volatile",
+        "while",
+        "and",
+        "or",
+        "not",
+        "xor",
+        "linux",
+        "unix",
+        "INFINITY",
+        "NAN",
+    ]
+)
 
 
 def supported(spec: AttentionSpec, layout: Layout) -> str | None:
@@ -55,6 +139,9 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     for capture, about in zip(spec.captures, layout.captures, strict=True):
         if about.dtype not in C_TYPES:
             return f"the C++ kernel cannot load {capture.name} of dtype {about.dtype}"
+    for name in (*(c.name for c in spec.captures), *spec.scalars):
+        if name in _RESERVED or name.endswith("_stride") or not name.isascii():
+            return f"the C++ kernel cannot use {name!r} as the name of a capture or scalar"
     try:
         fill(spec, layout, Plan())
     except SpecError as error:
@@ -165,9 +252,6 @@ def _head_map(name: str, table: tuple[int, ...], heads: int, count: int) -> str:
 
 def _args(spec: AttentionSpec, layout: Layout) -> str:
     captures = capture_types(spec, layout)
-    for name in (*(n for n, _, _ in captures), *spec.scalars):
-        if name in _RESERVED or name.endswith("_stride"):
-            raise SpecError(f"{name!r} is a reserved name.")
     fields = [f"  const {c_type}* {name};\n  int64_t {name}_stride[{max(rank, 1)}];" for name, c_type, rank in captures]
     fields += [f"  int64_t {name};" for name in spec.scalars]
     return "\n".join(

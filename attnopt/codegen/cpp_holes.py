@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import sympy as sp
 
 from attnopt import expr as ex
@@ -138,7 +140,7 @@ def _dispatch(plan: Plan) -> dict[str, str]:
         ("SCORE_DISPATCH", "score_block<{n}, NV>(q, panel, s);"),
         ("VALUE_DISPATCH", "value_block<{n}, NV>(p, v, v_row, keys, scale, out);"),
     ):
-        lines = [f"if (rows > {small}) return {call.format(n=n)}" for n, small in zip(sizes, sizes[1:], strict=False)]
+        lines = [f"if (rows > {small}) return {call.format(n=n)}" for n, small in itertools.pairwise(sizes)]
         texts[hole] = _indent([*lines, call.format(n=sizes[-1])], 2)
     return texts
 

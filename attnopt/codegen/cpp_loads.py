@@ -118,10 +118,11 @@ class CppLoader:
                 factor = "" if c == 1 else f"{c} * "
                 offsets.append(f"{factor}(k0 + j + lane) * a.{name}_stride[{i}]")
         tests = "".join(f" && lane_({g.code}, lane)" for g in printer.guards)
+        valid = "(!kRagged || lane < valid)" if tests else "!kRagged || lane < valid"
         label = printer.fresh(f"{name}_")
         read = f"read_{'f' if kind == 'f' else 'i'}({pointer}[{' + '.join(offsets)}])"
         vector = printer.dialect.types[kind, True]
         printer.body.append(f"{vector} {label}{{}};")
         printer.body.append("for (int lane = 0; lane < kLanes; ++lane)")
-        printer.body.append(f"  if ((!kRagged || lane < valid){tests}) {label}[lane] = {read};")
+        printer.body.append(f"  if ({valid}{tests}) {label}[lane] = {read};")
         return Value(label, kind, True)

@@ -14,9 +14,10 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
-from attnopt.graph import arguments, value
+from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import Lifter, op_name, trailing
+from attnopt.patterns.gathers import trailing
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.views import CASTS
 from attnopt.region import Line, Region
 

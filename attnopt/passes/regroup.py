@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import sympy as sp
 from torch import fx
 
-from attnopt.graph import arguments, aten, value
-from attnopt.patterns.lift import op_name
+from attnopt.graph import arguments, aten, op_name, value
 from attnopt.patterns.views import shape
 
 Keep = tuple[int, ...]

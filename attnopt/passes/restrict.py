@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from attnopt.graph import aten, value
+from attnopt.graph import aten, op_name, value
 from attnopt.passes.regroup import Keep
 from attnopt.passes.selection import RULES
 from attnopt.patterns.dependence import pointwise
-from attnopt.patterns.lift import op_name
 from attnopt.patterns.views import CASTS, pieces
 
 _COPIED = ("stack_trace", "nn_module_stack", "from_node", "attnopt_rewrites")

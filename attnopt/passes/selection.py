@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from attnopt.graph import arguments, value
+from attnopt.graph import arguments, op_name, value
 from attnopt.passes.regroup import Keep, Maker, Rule, copied, interleaved, reshaped, source_of
-from attnopt.patterns.lift import op_name
 
 
 def _moved(place: Callable[[fx.Node, int], int | None]) -> Rule:

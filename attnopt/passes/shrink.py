@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from attnopt.errors import Decline
-from attnopt.graph import arguments, aten, is_call, value
+from attnopt.graph import arguments, aten, is_call, op_name, value
 from attnopt.passes.restrict import Restrictor
-from attnopt.patterns.lift import op_name
 from attnopt.patterns.projections import Projection, Projections
 from attnopt.patterns.views import pieces
 from attnopt.region import Region

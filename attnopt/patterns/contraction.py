@@ -7,8 +7,7 @@ from typing import Any
 import sympy as sp
 from torch import fx
 
-from attnopt.graph import arguments, value
-from attnopt.patterns.lift import op_name
+from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.views import Index, shape
 
 Side = tuple[fx.Node, Index]

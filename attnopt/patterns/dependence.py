@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from attnopt.expr import FloorDiv, Mod
-from attnopt.graph import arguments, value
+from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import Lifter, op_name, trailing
+from attnopt.patterns.gathers import trailing
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.views import CASTS, Index, shape
 

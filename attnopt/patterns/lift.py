@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
-from attnopt.graph import arguments, value
+from attnopt.graph import arguments, op_name, value
+from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.ops import COSTLY, POINTWISE
 from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
@@ -30,15 +31,6 @@ _CONSTANTS = {
 _LARGE = 48
 # Ends the name of a load that stands for the product inside a `baddbmm`, without what it is added to.
 PRODUCT = "_product"
-
-
-def op_name(node: Any) -> str:
-    """`aten::add` for a call of an aten operator, else an empty string."""
-    target = node.target if isinstance(node, fx.Node) else None
-    if not isinstance(target, torch._ops.OpOverload):
-        return ""
-    name = target._schema.name
-    return f"{name}.{target._schema.overload_name}" if name in ("aten::min", "aten::max") else name
 
 
 class Lifter:
@@ -151,7 +143,7 @@ class Lifter:
             added = ex.as_number(self._broadcast(a["self"], index)) * ex.number(a["beta"])
             self.nodes[f"{node.name}{PRODUCT}"] = node
             return added + ex.load(f"{node.name}{PRODUCT}", *index) * ex.number(a["alpha"])
-        rule = _GATHERS.get(name)
+        rule = GATHERS.get(name)
         if rule is not None:
             return rule(self, node, a, index)
         if node.op in ("placeholder", "get_attr") and str(node.target) in self.constants and not index:
@@ -190,12 +182,6 @@ class Lifter:
         return any(n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names)
 
 
-def trailing(node: fx.Node, index: Index) -> Index:
-    """The index into an operand that is broadcast to the result's shape."""
-    sizes = shape(node)
-    return tuple(sp.S.Zero if n == 1 else i for n, i in zip(sizes, index[len(index) - len(sizes) :], strict=True))
-
-
 def _constant(x: Any) -> sp.Basic:
     if isinstance(x, bool):
         return sp.true if x else sp.false
@@ -211,97 +197,3 @@ def _costly(found: sp.Basic) -> bool:
     if found.has(*COSTLY):
         return True
     return any(i.has(ex.Load) for load in found.atoms(ex.Load) for i in load.args[1:]) or found.count_ops() > _LARGE
-
-
-def _embedding(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
-    row = lifter.lift(a["indices"], index[:-1])
-    return lifter.lift(a["weight"], (row, index[-1]))
-
-
-def _index(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
-    picks = a["indices"]
-    places = [i for i, p in enumerate(picks) if p is not None]
-    if places != list(range(places[0], places[-1] + 1)) or any(value(picks[p]).dtype == torch.bool for p in places):
-        return None
-    rank = max(value(picks[p]).dim() for p in places)
-    first = places[0]
-    where = index[first : first + rank]
-    old: list[sp.Basic] = list(index[:first])
-    for p in places:
-        at = lifter.lift(picks[p], trailing(picks[p], where))
-        old.append(_from_end(at, shape(a["self"])[p], lifter.sizes))
-    return lifter.lift(a["self"], (*old, *index[first + rank :]))
-
-
-def _from_end(at: sp.Basic, extent: sp.Expr, sizes: Sizes) -> sp.Basic:
-    bounds = sizes.bounds(at) if isinstance(at, sp.Expr) else None
-    if bounds is not None and bounds[0].is_nonnegative:
-        return at
-    if at.has(ex.Load):
-        raise NotImplementedError("an index read from data, which may count from the end")
-    return ex.Where(sp.Lt(at, 0), at + extent, at)
-
-
-def _index_select(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
-    dim = a["dim"] % len(index)
-    at = lifter.lift(a["index"], (index[dim],))
-    return lifter.lift(a["self"], (*index[:dim], at, *index[dim + 1 :]))
-
-
-def _triangle(lower: bool) -> Any:
-    def rule(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic:
-        inner, diagonal = lifter.lift(a["self"], index), lifter.lift(a["diagonal"], ())
-        gap = index[-1] - index[-2] - diagonal
-        inside = sp.Le(gap, 0) if lower else sp.Ge(gap, 0)
-        if ex.is_boolean(inner):
-            return sp.And(inner, inside)
-        return ex.Where(inside, inner, sp.S.Zero)
-
-    return rule
-
-
-def _cat(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
-    dim = a["dim"] % len(index)
-    parts, offsets, at = a["tensors"], [], sp.S.Zero
-    for part in parts:
-        offsets.append(at)
-        at = at + shape(part)[dim]
-    moved = [(*index[:dim], index[dim] - o, *index[dim + 1 :]) for o in offsets]
-    found = lifter.lift(parts[-1], moved[-1])
-    for part, where, end in list(zip(parts, moved, offsets[1:], strict=False))[::-1]:
-        found = _either(sp.Lt(index[dim], end), lifter.lift(part, where), found)
-    return found
-
-
-def _scatter(lifter: Lifter, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
-    dim = a["dim"] % len(index)
-    if op_name(node) == "aten::select_scatter":
-        at = size(a["index"]) % shape(node)[dim]
-        inside, inner = sp.Eq(index[dim], at), (*index[:dim], *index[dim + 1 :])
-    else:
-        start, stop = size(a["start"] or 0), shape(a["src"])[dim]
-        if a["step"] != 1 or start.is_negative:
-            return None
-        above = sp.true if start == 0 else sp.Ge(index[dim], start)
-        below = sp.true if sp.expand(start + stop - shape(node)[dim]) == 0 else sp.Lt(index[dim], start + stop)
-        inside = sp.And(above, below)
-        inner = (*index[:dim], index[dim] - start, *index[dim + 1 :])
-    return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
-
-
-def _either(c: sp.Basic, x: sp.Basic, y: sp.Basic) -> sp.Basic:
-    if ex.is_boolean(x) and ex.is_boolean(y):
-        return sp.Or(sp.And(c, x), sp.And(sp.Not(c), y))
-    return ex.Where(c, ex.as_number(x), ex.as_number(y))
-
-
-_GATHERS: dict[str, Any] = {
-    "aten::embedding": _embedding,
-    "aten::index": _index,
-    "aten::index_select": _index_select,
-    "aten::tril": _triangle(True),
-    "aten::triu": _triangle(False),
-    "aten::cat": _cat,
-    "aten::slice_scatter": _scatter,
-    "aten::select_scatter": _scatter,
-}

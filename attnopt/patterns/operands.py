@@ -13,8 +13,8 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.errors import Decline
-from attnopt.graph import value
-from attnopt.patterns.lift import Lifter, op_name
+from attnopt.graph import op_name, value
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.views import Index, shape
 from attnopt.region import Dim, Operand
 

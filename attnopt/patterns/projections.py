@@ -9,10 +9,9 @@ from torch import fx
 
 from attnopt.errors import Decline
 from attnopt.expr import Mod
-from attnopt.graph import aten, is_call
+from attnopt.graph import aten, is_call, op_name
 from attnopt.patterns.dependence import LINEAR, NORMS, Walk, evaluate, pointwise
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import op_name
 from attnopt.patterns.views import CASTS, VIEWS, shape
 from attnopt.region import Operand, Region
 

@@ -10,8 +10,9 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.errors import Decline
-from attnopt.graph import arguments, value
-from attnopt.patterns.lift import Lifter, op_name, trailing
+from attnopt.graph import arguments, op_name, value
+from attnopt.patterns.gathers import trailing
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
 from attnopt.patterns.operands import Place
 from attnopt.patterns.site import Parts, build, frame, width

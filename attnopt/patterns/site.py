@@ -14,9 +14,9 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
-from attnopt.graph import module_path, source_line, value
+from attnopt.graph import module_path, op_name, source_line, value
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import PRODUCT, Lifter, op_name
+from attnopt.patterns.lift import PRODUCT, Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, resolve
 from attnopt.patterns.views import Index, shape

@@ -10,9 +10,9 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.errors import Decline
-from attnopt.graph import arguments, value
+from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import contract, extent
-from attnopt.patterns.lift import CONTRACTIONS, Lifter, op_name
+from attnopt.patterns.lift import CONTRACTIONS, Lifter
 from attnopt.patterns.masks import split
 from attnopt.patterns.operands import Place, walk
 from attnopt.patterns.site import Frame, Parts, build, frame, width

@@ -22,7 +22,12 @@ def by_data(spec: AttentionSpec) -> bool:
 
 
 def outside(
-    spec: AttentionSpec, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False
+    spec: AttentionSpec,
+    q: Tensor,
+    k: Tensor,
+    captures: Sequence[Tensor],
+    scalars: Sequence[int],
+    data_only: bool = False,
 ) -> str | None:
     """The first load that leaves its tensor at these sizes, in words; None if none does.
 
@@ -75,11 +80,13 @@ def _range(
     """Least and largest value of the index where the guards hold; (0, -1) where they never do."""
     used = [c for c in ex.COORDINATES if any(ex.depends(e, c) for e in (index, *guards))]
     guards = tuple(g for g in guards if not ex.depends(g, ex.s))
-    spans = {c: torch.arange(n if c in used else 1, device=device) for c, n in zip(ex.COORDINATES, extents, strict=True)}
+    spans = {
+        c: torch.arange(n if c in used else 1, device=device) for c, n in zip(ex.COORDINATES, extents, strict=True)
+    }
     if any(not span.numel() for span in spans.values()):
         return 0, -1
     others = max(1, spans[ex.b].numel() * spans[ex.h].numel() * spans[ex.k].numel())
-    low, high = None, None
+    found: list[int] = []
     for rows in spans[ex.q].split(max(1, _ELEMENTS // others)):
         scope = Scope({**spans, ex.q: rows}, sizes, tensors, None, torch.float32)
         values = evaluate(index, scope)
@@ -88,6 +95,5 @@ def _range(
             values, holds = torch.broadcast_tensors(values, holds)
             values = values[holds]
         if values.numel():
-            least, most = int(values.min()), int(values.max())
-            low, high = (least, most) if low is None else (min(low, least), max(high, most))
-    return (0, -1) if low is None or high is None else (low, high)
+            found += [int(values.min()), int(values.max())]
+    return (min(found), max(found)) if found else (0, -1)

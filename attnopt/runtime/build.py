@@ -81,8 +81,12 @@ def _compile(
             source.write_text(kernel.source)
             compile_shared(compiler, source, target, cpp.FLAGS, options.compile_timeout)
             if cache is not None:
-                about = {"spec": spec_text, "spec_key": kernel.spec_key, "compiler": compiler.identity}
-                about |= {"flags": list(cpp.FLAGS), "abi": ABI, "version": VERSION, "machine": machine()}
+                about: dict[str, object] = {
+                    "spec": spec_text,
+                    "spec_key": kernel.spec_key,
+                    "compiler": compiler.identity,
+                }
+                about |= {"flags": [*cpp.FLAGS], "abi": ABI, "version": VERSION, "machine": machine()}
                 try:
                     return Library(cache.put(key, kernel.source, target, about), kernel.spec_key)
                 except OSError as error:

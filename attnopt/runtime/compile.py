@@ -60,9 +60,7 @@ def _identify(command: tuple[str, ...]) -> str:
     return f"{Path(command[0]).resolve()} {shlex.join(command[1:])} {out.splitlines()[0] if out else '?'}"
 
 
-def compile_shared(
-    compiler: Compiler, source: Path, target: Path, flags: Sequence[str], timeout: float
-) -> None:
+def compile_shared(compiler: Compiler, source: Path, target: Path, flags: Sequence[str], timeout: float) -> None:
     """Compile `source` to the shared library `target`. Raises `CompileError` on failure or after `timeout` seconds."""
     command = [*compiler.command, *flags, str(source), "-o", str(target)]
     code, _, err = _run(command, timeout)

@@ -255,5 +255,3 @@ def why_not(spec_key: str) -> str:
     """Why the spec does not run on a compiled kernel; empty if it does or has not run."""
     site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)
     return "" if site is None else site.reason
-
-

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.errors import CompileError
 from attnopt.runtime.bounds import by_data, outside
-from attnopt.runtime.build import Library
+from attnopt.runtime.compile import Library
 from attnopt.runtime.inputs import dtype_name
 from attnopt.runtime.reference import Sample, reference
 from attnopt.runtime.validate import Verdict, compare, nudge
@@ -83,14 +83,12 @@ def check_rows(
     batch = _spread(q.shape[0], 2)
     width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
     sample = Sample(batch, _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], _ROWS))
-    wide = [t.index_select(0, batch).to(torch.float64) for t in inputs]
     taken = Sample(batch, sample.heads, sample.rows, q.shape[0])
-    golden, golden_lse = reference(spec, *wide, captures, scalars, sample=taken)
+    q, k, v = (t.index_select(0, batch) for t in inputs)
+    golden, golden_lse = reference(spec, q.double(), k.double(), v.double(), captures, scalars, sample=taken)
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
-    narrow = [t.index_select(0, batch) for t in inputs]
-    eager, eager_lse = reference(spec, *narrow, captures, scalars, sample=taken, compute=q.dtype)
-    moved = (nudge(narrow[0]), nudge(narrow[1]), wide[2])
-    nudged, nudged_lse = reference(spec, *moved, captures, scalars, sample=taken)
+    eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
+    nudged, nudged_lse = reference(spec, nudge(q), nudge(k), v.double(), captures, scalars, sample=taken)
     verdict = compare(golden, eager, _pick(out, sample), nudged=nudged)
     if verdict.ok and lse is not None:
         verdict = compare(golden_lse, eager_lse, _pick(lse, sample), nudged=nudged_lse)
@@ -99,7 +97,9 @@ def check_rows(
 
 def _spread(size: int, count: int) -> Tensor:
     """Up to `count` places over a range, its first and last among them."""
-    return torch.linspace(0, size - 1, min(size, count)).round().long().unique()
+    # Integer arithmetic: fp32 has no room for every place of a long sequence.
+    places = sorted({i * (size - 1) // max(1, min(size, count) - 1) for i in range(min(size, count))})
+    return torch.tensor(places, dtype=torch.int64)
 
 
 def _pick(tensor: Tensor, sample: Sample) -> Tensor:

@@ -219,4 +219,3 @@ def _register_autocast(device: str, key: str) -> None:
 
 _register_autocast("cpu", "AutocastCPU")
 _register_autocast("cuda", "AutocastCUDA")
-

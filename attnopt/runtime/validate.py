@@ -64,9 +64,9 @@ def compare(
         rms_eager, top_eager = max(rms_eager, rms_nudged), max(top_eager, top_nudged)
     share, peak = (1.5, 3.0) if gradients else (1.2, 2.0)
     reason = ""
-    if rms > share * rms_eager + eps * float(g.square().mean().sqrt()) + noise:
+    if rms > share * rms_eager + eps * float(g.square().mean().sqrt()):
         reason = f"rms error above {share:g} times eager's"
-    elif top > peak * top_eager + 2.0 * eps * float(g.abs().max()) + noise:
+    elif top > peak * top_eager + 2.0 * eps * float(g.abs().max()):
         reason = f"largest error above {peak:g} times eager's"
     return Verdict(not reason, rms, top, rms_eager, top_eager, reason)
 

@@ -84,7 +84,8 @@ def test_union_with_a_prefix_is_one_range() -> None:
 def test_data_leaves_no_tile_full_and_coordinates_still_count() -> None:
     pad = sp.Ne(ex.load("pad", ex.b, k, integer=True), 0)
     split = analyse(ex.canon(sp.And(pad, k <= q)))
-    assert split.static == (q - k >= 0) and split.residual == pad
+    assert split.static == (q - k >= 0)
+    assert split.residual == pad
     sizes = {n_q: 20, n_k: 20}
     assert classify(_spec(sp.And(pad, k <= q)), (10, 12), (0, 4), sizes) == "partial"
     assert classify(_spec(sp.And(pad, k <= q)), (10, 12), (12, 20), sizes) == "empty"

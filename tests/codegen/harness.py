@@ -22,7 +22,7 @@ from attnopt.spec import AttentionSpec, EmptyRow
 _FOLDER = tempfile.TemporaryDirectory(prefix="attnopt-tests-")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(source: str, key: str) -> ctypes.CDLL:
     """The loaded library of a kernel's text."""
     path = Path(_FOLDER.name, f"{key[:16]}.cpp")

@@ -46,6 +46,7 @@ def test_declined_with_a_reason() -> None:
     assert "complex64" in str(cpp.supported(padded, Layout("float32", (CaptureLayout("complex64", 1),))))
     assert "captures" in str(cpp.supported(padded, Layout("float32")))
     assert cpp.supported(padded, _layout(padded)) is None
+    assert "'float'" in str(cpp.supported(replace(spec, scalars=("float",)), Layout("float32")))
     with pytest.raises(SpecError, match="float64"):
         cpp.emit(spec, Layout("float64"))
 

@@ -9,5 +9,6 @@ from attnopt.codegen.printer import KINDS
 def test_every_widening_has_a_cast() -> None:
     for low, kind in enumerate(KINDS):
         for wider in KINDS[low + 1 :]:
-            assert (kind, wider, False) in CPP.casts and (kind, wider, True) in CPP.casts
+            assert (kind, wider, False) in CPP.casts
+            assert (kind, wider, True) in CPP.casts
     assert set(CPP.splats) == set(KINDS)

@@ -14,7 +14,7 @@ _EIGHTH = sp.Rational(1, 8)
 
 
 @pytest.mark.parametrize(
-    "score,scale,rest",
+    ("score", "scale", "rest"),
     [
         (s, 1, s),
         (s / 8, _EIGHTH, s),

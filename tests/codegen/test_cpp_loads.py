@@ -14,14 +14,14 @@ from tests.specs import case
 
 
 @pytest.mark.parametrize(
-    "index,c", [(k, 1), (k - q + 3, 1), (q - k + n_k, -1), (2 * k, 2), (h, 0), (ex.Mod(k, 3), None)]
+    ("index", "c"), [(k, 1), (k - q + 3, 1), (q - k + n_k, -1), (2 * k, 2), (h, 0), (ex.Mod(k, 3), None)]
 )
 def test_step(index: object, c: int | None) -> None:
     assert step(index) == c  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "name,axes",
+    ("name", "axes"),
     [
         ("bias", (2,)),
         ("line", (1,)),

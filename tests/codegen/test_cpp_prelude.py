@@ -26,7 +26,7 @@ def test_half_is_defined_only_where_it_is_used() -> None:
 
 @pytest.mark.parametrize("name", ["exp", "tanh"])
 def test_elementary_functions_are_exact_to_a_few_ulp(name: str) -> None:
-    """lse of a single key is its logit, so a kernel of one key shows the function itself."""
+    """Lse of a single key is its logit, so a kernel of one key shows the function itself."""
     x = ex.load("x", ex.q)
     score = {"exp": sp.exp(ex.s * 0 + x + ex.s), "tanh": sp.tanh(x + ex.s)}[name]
     spec = AttentionSpec(

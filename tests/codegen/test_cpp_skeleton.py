@@ -121,7 +121,7 @@ def test_memory_beyond_the_last_key_never_leaks() -> None:
         agree(item.spec, [q, *held])
 
 
-@pytest.mark.parametrize("n_q,n_k,batch", [(0, 5, 1), (5, 5, 0), (5, 0, 1)])
+@pytest.mark.parametrize(("n_q", "n_k", "batch"), [(0, 5, 1), (5, 5, 0), (5, 0, 1)])
 @pytest.mark.parametrize("policy", EmptyRow)
 def test_sizes_of_zero(policy: EmptyRow, n_q: int, n_k: int, batch: int) -> None:
     item = case("lse")

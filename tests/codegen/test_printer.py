@@ -48,7 +48,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("expr,code,kind,vector", ROWS, ids=[str(r[0]) for r in ROWS])
+@pytest.mark.parametrize(("expr", "code", "kind", "vector"), ROWS, ids=[str(r[0]) for r in ROWS])
 def test_row(expr: sp.Basic, code: str, kind: str, vector: bool) -> None:
     assert printer().visit(expr) == Value(code, kind, vector)
 

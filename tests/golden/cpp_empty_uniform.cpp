@@ -182,7 +182,7 @@ constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves the nearest i
 INLINE VF exp_negative(VF x) {
   const VF shifted = x * kLog2e + kRound;
   const VF scale = (VF)(((VI)shifted << 23) + 0x3f800000);
-  const VF p = exp2_fraction(x * kLog2e - (shifted - kRound)) * scale;
+  const VF p = exp2_fraction((x * kLog2e - (shifted - kRound)) + x * kLog2eLow) * scale;
   return x < -87.0f ? VF{} : p;
 }
 

@@ -24,7 +24,9 @@ UNIFORM = padded(EmptyRow.UNIFORM)
 PAD = torch.tensor([[True] * 4 + [False] * 3, [False] * 7])
 
 
-@pytest.mark.parametrize(("kernel", "want"), [("auto", "cpp"), ("cpp", "cpp"), ("sdpa", "sdpa"), ("reference", "reference")])
+@pytest.mark.parametrize(
+    ("kernel", "want"), [("auto", "cpp"), ("cpp", "cpp"), ("sdpa", "sdpa"), ("reference", "reference")]
+)
 def test_option_kernel(kernel: str, want: str, kernel_cache: Path) -> None:
     q, k, v = inputs(CAUSAL)
     with use(Options(kernel=kernel, cache_dir=str(kernel_cache))):

@@ -115,7 +115,9 @@ def test_make_fx_keeps_one_node() -> None:
 
 @pytest.mark.parametrize("dims", [(0, None, None), (0, 0, 0), (1, None, 0)])
 def test_vmap_agrees_with_a_loop(dims: tuple[int | None, ...]) -> None:
-    given = [torch.stack([t, t + 1, t - 1], d) if d is not None else t for t, d in zip(inputs(PLAIN), dims, strict=True)]
+    given = [
+        torch.stack([t, t + 1, t - 1], d) if d is not None else t for t, d in zip(inputs(PLAIN), dims, strict=True)
+    ]
     got = torch.vmap(lambda q, k, v: attention(PLAIN, q, k, v)[0], dims)(*given)
     picked = [[t if d is None else t.select(d, i) for t, d in zip(given, dims, strict=True)] for i in range(3)]
     assert_close(got, torch.stack([attention(PLAIN, *some)[0] for some in picked]))

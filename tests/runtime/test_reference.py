@@ -41,7 +41,11 @@ def test_empty_rows_follow_their_policy(policy: EmptyRow) -> None:
     out, lse = reference(spec, q, k, v, [pad])
     want, _ = dense(spec, q, k, v, 1 / 3, 0.0, pad[:, None, None])
     assert_close(out[0], want[0])
-    filler = {EmptyRow.ZERO: 0.0 * v[1, :, :1], EmptyRow.NAN: torch.nan * v[1, :, :1], EmptyRow.UNIFORM: v[1].mean(-2, True)}
+    filler = {
+        EmptyRow.ZERO: 0.0 * v[1, :, :1],
+        EmptyRow.NAN: torch.nan * v[1, :, :1],
+        EmptyRow.UNIFORM: v[1].mean(-2, True),
+    }
     assert_close(out[1], filler[policy].expand(4, 5, 6), equal_nan=True)
     assert bool((lse[1] == -torch.inf).all())
     assert bool(lse[0].isfinite().all())

@@ -1,0 +1,117 @@
+"""The gather table: operators whose element is picked by position, from an input by data or by comparison.
+
+An entry takes the lifter, the call, its arguments by name and the index; it gives the element, or None if unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.graph import op_name, value
+from attnopt.patterns.index import Sizes
+from attnopt.patterns.views import Index, shape, size
+
+
+def trailing(node: fx.Node, index: Index) -> Index:
+    """The index into an operand that is broadcast to the result's shape."""
+    sizes = shape(node)
+    return tuple(sp.S.Zero if n == 1 else i for n, i in zip(sizes, index[len(index) - len(sizes) :], strict=True))
+
+
+def _embedding(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    row = lifter.lift(a["indices"], index[:-1])
+    return lifter.lift(a["weight"], (row, index[-1]))
+
+
+def _index(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    picks = a["indices"]
+    places = [i for i, p in enumerate(picks) if p is not None]
+    if places != list(range(places[0], places[-1] + 1)) or any(value(picks[p]).dtype == torch.bool for p in places):
+        return None
+    rank = max(value(picks[p]).dim() for p in places)
+    first = places[0]
+    where = index[first : first + rank]
+    old: list[sp.Basic] = list(index[:first])
+    for p in places:
+        at = lifter.lift(picks[p], trailing(picks[p], where))
+        old.append(_from_end(at, shape(a["self"])[p], lifter.sizes))
+    return lifter.lift(a["self"], (*old, *index[first + rank :]))
+
+
+def _from_end(at: sp.Basic, extent: sp.Expr, sizes: Sizes) -> sp.Basic:
+    bounds = sizes.bounds(at) if isinstance(at, sp.Expr) else None
+    if bounds is not None and bounds[0].is_nonnegative:
+        return at
+    if at.has(ex.Load):
+        raise NotImplementedError("an index read from data, which may count from the end")
+    return ex.Where(sp.Lt(at, 0), at + extent, at)
+
+
+def _index_select(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    at = lifter.lift(a["index"], (index[dim],))
+    return lifter.lift(a["self"], (*index[:dim], at, *index[dim + 1 :]))
+
+
+def _triangle(lower: bool) -> Any:
+    def rule(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic:
+        inner, diagonal = lifter.lift(a["self"], index), lifter.lift(a["diagonal"], ())
+        gap = index[-1] - index[-2] - diagonal
+        inside = sp.Le(gap, 0) if lower else sp.Ge(gap, 0)
+        if ex.is_boolean(inner):
+            return sp.And(inner, inside)
+        return ex.Where(inside, inner, sp.S.Zero)
+
+    return rule
+
+
+def _cat(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    parts, offsets, at = a["tensors"], [], sp.S.Zero
+    for part in parts:
+        offsets.append(at)
+        at = at + shape(part)[dim]
+    moved = [(*index[:dim], index[dim] - o, *index[dim + 1 :]) for o in offsets]
+    found = lifter.lift(parts[-1], moved[-1])
+    for part, where, end in list(zip(parts, moved, offsets[1:], strict=False))[::-1]:
+        found = _either(sp.Lt(index[dim], end), lifter.lift(part, where), found)
+    return found
+
+
+def _scatter(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    if op_name(node) == "aten::select_scatter":
+        at = size(a["index"]) % shape(node)[dim]
+        inside, inner = sp.Eq(index[dim], at), (*index[:dim], *index[dim + 1 :])
+    else:
+        start, stop = size(a["start"] or 0), shape(a["src"])[dim]
+        if a["step"] != 1 or start.is_negative:
+            return None
+        above = sp.true if start == 0 else sp.Ge(index[dim], start)
+        below = sp.true if sp.expand(start + stop - shape(node)[dim]) == 0 else sp.Lt(index[dim], start + stop)
+        inside = sp.And(above, below)
+        inner = (*index[:dim], index[dim] - start, *index[dim + 1 :])
+    return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
+
+
+def _either(c: sp.Basic, x: sp.Basic, y: sp.Basic) -> sp.Basic:
+    if ex.is_boolean(x) and ex.is_boolean(y):
+        return sp.Or(sp.And(c, x), sp.And(sp.Not(c), y))
+    return ex.Where(c, ex.as_number(x), ex.as_number(y))
+
+
+GATHERS: dict[str, Any] = {
+    "aten::embedding": _embedding,
+    "aten::index": _index,
+    "aten::index_select": _index_select,
+    "aten::tril": _triangle(True),
+    "aten::triu": _triangle(False),
+    "aten::cat": _cat,
+    "aten::slice_scatter": _scatter,
+    "aten::select_scatter": _scatter,
+}
