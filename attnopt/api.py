@@ -151,7 +151,9 @@ def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: 
     tensors.update(source.named_parameters(remove_duplicate=False))
     calibration = Calibration.make(captured, settings.calibration, (args, kwargs))
     assert settings.tolerance is not None
-    done = approximate.rewrite(captured.gm, settings.rewrites, calibration, tensors, captured.scalars, settings.tolerance)
+    done = approximate.rewrite(
+        captured.gm, settings.rewrites, calibration, tensors, captured.scalars, settings.tolerance
+    )
     fast.adopt(done.decisions, done.tensors)
     return replace(captured, gm=done.gm)
 
@@ -209,7 +211,9 @@ def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, 
 
 def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, notes: tuple[str, ...] = ()) -> Report:
     for decision in fast._decisions or ():
-        notes, figures = (*notes, *decision.notes()), {**figures, decision.rewrite: decision.figures}
+        times = sum(name.split(" #")[0] == decision.rewrite for name in figures)
+        name = f"{decision.rewrite} #{times + 1}" if times else decision.rewrite
+        notes, figures = (*notes, *decision.notes()), {**figures, name: decision.figures}
     report = Report(tuple(sites), type(fast._source).__name__, notes, figures)
     if settings.strict and report.declined:
         raise UnfusedError(f"strict=True, and {report.declined} of {len(sites)} sites were declined:\n{report}")

@@ -419,10 +419,11 @@ def _show_relation(rel: sp.Basic) -> str:
         return show(lhs)
     if isinstance(rel, sp.Eq) and rhs == 0 and isinstance(lhs, IntLoad):
         return f"not {show(lhs)}"
-    if rhs == 0 and isinstance(lhs, sp.Add) and isinstance(rel, (sp.Ge, sp.Gt)):
+    if rhs == 0 and isinstance(lhs, sp.Add):
         minus = [t for t in lhs.args if t.could_extract_minus_sign()]
         left, right = sp.Add(*[-t for t in minus]), sp.Add(*[t for t in lhs.args if t not in minus])
-        return f"{show(left)} {'<' if isinstance(rel, sp.Gt) else '<='} {show(right)}"
+        sign = {sp.Gt: "<", sp.Ge: "<="}.get(rel.func, _INFIX[rel.func])
+        return f"{show(left)} {sign} {show(right)}"
     return f"{show(lhs)} {_INFIX[rel.func]} {show(rhs)}"
 
 

@@ -10,11 +10,13 @@ are effects that the caller sees.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+
+from attnopt.aliasing import PARTS, aliased, fake_value, itself, pure_target, run_fake, written
 
 aten = torch.ops.aten
 WRITES = "attnopt_writes"
@@ -29,8 +31,9 @@ _RESHAPES = {
     aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten._unsafe_view.default,
     aten.reshape_as.default,
 }  # fmt: skip
-_SWAPS = {aten.transpose.int, aten.t.default, aten.mT.default, aten.swapaxes.default, aten.permute.default, aten.movedim.int}
-_PARTS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
+_SWAPS = {
+    aten.transpose.int, aten.t.default, aten.mT.default, aten.swapaxes.default, aten.permute.default, aten.movedim.int,
+}  # fmt: skip
 # Aliases that read memory and not elements: another version of their storage may lie differently in memory.
 _BY_STRIDE = {aten.as_strided.default, aten.view.dtype, aten.real.default, aten.imag.default, aten.view_as_real.default}
 # Operators that change what a tensor object looks like, and the view that it looks like afterwards.
@@ -42,27 +45,9 @@ _RESHAPED = {
 }  # fmt: skip
 
 
-def mutated_argument(node: fx.Node) -> fx.Node | None:
-    """The tensor that an operator writes to, the first if there are several, or None."""
-    found = _written(node)
-    return found[0] if found else None
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return []
-    found: list[fx.Node] = []
-    for place, argument in enumerate(target._schema.arguments):
-        given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            fx.node.map_arg(given, found.append)
-    return found
-
-
 def functionalize(graph: fx.Graph) -> None:
     """Replace the writes to the graph's own storages by pure operators, in place."""
-    if any(_written(n) for n in graph.nodes):
+    if any(written(n) for n in graph.nodes):
         _restate(graph)
         _Functionalizer(graph).run()
 
@@ -72,7 +57,12 @@ def _restate(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target in _RESHAPED:
             node.target = _RESHAPED[node.target]
-            node.args[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node and node < user)
+            _replace_after(node.args[0], node)  # type: ignore[arg-type]
+
+
+def _replace_after(old: fx.Node, new: fx.Node) -> None:
+    """Every use of `old` after the node `new` becomes a use of `new`."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: new < user)
 
 
 class _Functionalizer:
@@ -92,7 +82,7 @@ class _Functionalizer:
         self._find_storages()
         for node in list(self.graph.nodes):
             root = self.root.get(node, node)
-            targets = _written(node)
+            targets = written(node)
             for used in node.all_input_nodes:
                 if used not in targets:
                     self._renew(node, used)
@@ -105,22 +95,22 @@ class _Functionalizer:
     def _chain_kept_writes(self) -> None:
         """A write that stays gives its target back; later readers take it from there, which shows their order."""
         for node in (w for root in self.kept for w in self.writes.get(root, ())):
-            targets = _written(node)
-            if len(targets) == 1 and isinstance(_value(node), torch.Tensor):
-                targets[0].replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+            targets = written(node)
+            if len(targets) == 1 and isinstance(fake_value(node), torch.Tensor):
+                _replace_after(targets[0], node)
 
     def _find_storages(self) -> None:
         for node in self.graph.nodes:
-            targets = _written(node)
+            targets = written(node)
             for target in targets:
                 root = self.root.get(target, target)
                 self.writes.setdefault(root, []).append(node)
                 if root.op in ("placeholder", "get_attr") or len(targets) > 1 or not self._expressible(node, target):
                     self.kept.add(root)
-            source = targets[0] if targets else _aliased(node)
+            source = targets[0] if targets else aliased(node)
             self.root[node] = node if source is None else self.root.get(source, source)
-            if source is not None:
-                self.parent[node] = source
+            if source is not None and not targets:
+                self.parent[node] = itself(source)
             if node.target in _BY_STRIDE:
                 self.kept.add(self.root[node])
         for node, root in self.root.items():
@@ -129,13 +119,14 @@ class _Functionalizer:
 
     def _expressible(self, node: fx.Node, target: fx.Node) -> bool:
         """Whether the write has a pure form and its target is reached from the storage by known views."""
-        if node.args[:1] != (target,) or _pure_target(node.target) is None:
+        if node.args[:1] != (target,) or pure_target(node.target) is None:
             return False
+        target = itself(target)
         while target in self.parent:
-            if not _written(target) and _undo(target) is None:
+            if _undo(target) is None:
                 return False
             target = self._source(target)
-        return isinstance(_value(target), torch.Tensor)
+        return isinstance(fake_value(target), torch.Tensor)
 
     def _renew(self, node: fx.Node, used: fx.Node) -> None:
         with self.graph.inserting_before(node):
@@ -182,15 +173,15 @@ class _Functionalizer:
 
     def _computed(self, node: fx.Node, target: fx.Node, before: fx.Node) -> fx.Node:
         """What the write leaves in its target: of the target's shape and dtype, whatever the pure operator gives."""
-        seen, pure = _value(before), _pure_target(node.target)
+        seen, pure = fake_value(before), pure_target(node.target)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: before if n is target else n)
         if node.target is aten.copy_.default:
             new = self._call(aten.clone.default, args[1:2], {}, node)
         else:
             new = self._call(pure, args, kwargs, node)
-        if _value(new).dtype != seen.dtype or _value(new).device != seen.device:
+        if fake_value(new).dtype != seen.dtype or fake_value(new).device != seen.device:
             new = self._call(aten.to.device, (new, seen.device, seen.dtype), {}, node)
-        if _value(new).shape != seen.shape:
+        if fake_value(new).shape != seen.shape:
             new = self._call(aten.expand.default, (new, self._sizes(before)), {}, node)
         return new
 
@@ -198,12 +189,12 @@ class _Functionalizer:
         made = self.graph.call_function(target, args, kwargs)
         made.meta = {k: v for k, v in like.meta.items() if k not in ("val", WRITES)}
         with torch.no_grad():
-            made.meta["val"] = _run(made)
+            made.meta["val"] = run_fake(made)
         return made
 
     def _sizes(self, node: fx.Node) -> list[Any]:
         sizes: list[Any] = []
-        for place, size in enumerate(_value(node).shape):
+        for place, size in enumerate(fake_value(node).shape):
             sizes.append(size if isinstance(size, int) else self._call(aten.sym_size.int, (node, place), {}, node))
         return sizes
 
@@ -218,19 +209,19 @@ class _Functionalizer:
             _, dim, start, length = view.args
             place = (dim, start, start + length)  # type: ignore[operator]
             return self._call(aten.slice_scatter.default, (source, new, *place), {}, view)
-        parts, item = self.parent[view], view.args[1]
+        parts, item = self.parent[view], int(view.args[1])  # type: ignore[arg-type]
         dim = parts.kwargs.get("dim", 0)
         named = [a.name for a in parts.target._schema.arguments]  # type: ignore[union-attr]
         dim = parts.args[named.index("dim")] if len(parts.args) > named.index("dim") else dim
         if parts.target is aten.unbind.int:
             return self._call(aten.select_scatter.default, (source, new, dim, item), {}, view)
-        sizes = [int(part.shape[dim]) for part in _value(parts)]
-        start = sum(sizes[:item])  # type: ignore[misc]
-        return self._call(aten.slice_scatter.default, (source, new, dim, start, start + sizes[item]), {}, view)  # type: ignore[index]
+        sizes = [int(part.shape[dim]) for part in fake_value(parts)]
+        start = sum(sizes[:item])
+        return self._call(aten.slice_scatter.default, (source, new, dim, start, start + sizes[item]), {}, view)
 
     def swap(self, view: fx.Node, new: fx.Node, source: fx.Node) -> fx.Node:
         """Permuted dimensions: permuted back."""
-        rank = _value(source).dim()
+        rank = fake_value(source).dim()
         if view.target is aten.permute.default:
             order = [d % rank for d in view.args[1]]  # type: ignore[union-attr]
             return self._call(aten.permute.default, (new, [order.index(d) for d in range(rank)]), {}, view)
@@ -255,55 +246,10 @@ def _undo(view: fx.Node) -> _Undo | None:
         plain = view.target is not aten.narrow.default or all(isinstance(x, int) for x in view.args[1:])
         return _Functionalizer.part if plain else None
     if view.target is operator.getitem:
-        parts = isinstance(view.args[0], fx.Node) and view.args[0].target in _PARTS
-        fixed = parts and all(isinstance(n, int) for x in _value(view.args[0]) for n in x.shape)
+        parts = isinstance(view.args[0], fx.Node) and view.args[0].target in PARTS
+        fixed = parts and all(isinstance(n, int) for x in fake_value(view.args[0]) for n in x.shape)
         return _Functionalizer.part if fixed else None
     for views, undo in ((_RESHAPES, "reshape"), (_SWAPS, "swap"), (_SAME, "same")):
         if view.target in views:
             return getattr(_Functionalizer, undo)  # type: ignore[no-any-return]
     return None
-
-
-def _aliased(node: fx.Node) -> fx.Node | None:
-    """The input whose storage the node's value shares, or None."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        return node.args[0] if node.args[0].target in _PARTS or _is_view(node.args[0]) else None
-    return node.args[0] if _is_view(node) and isinstance(node.args[0], fx.Node) else None  # type: ignore[return-value]
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or not node.args:
-        return False
-    first = node.target._schema.arguments[0] if node.target._schema.arguments else None
-    if first is None or first.alias_info is None or first.alias_info.is_write:
-        return False
-    if not isinstance(node.args[0], fx.Node) or not isinstance(_value(node), torch.Tensor):
-        return True
-    # `reshape`, `contiguous` and `to` alias only where no copy is needed: asked of the fake tensors themselves.
-    return bool(torch._C._is_alias_of(_run(node), _value(node.args[0])))
-
-
-def _run(node: fx.Node) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _value(node: Any) -> Any:
-    return node.meta.get("val", node.meta.get("example_value")) if isinstance(node, fx.Node) else node
-
-
-def _pure_target(target: Any) -> Any:
-    """The operator without the trailing underscore, of the same overload, if there is one."""
-    name, overload = target._schema.name.split("::")[1], target._schema.overload_name or "default"
-    if name.startswith("__i") and name.endswith("__"):
-        pure_name = f"__{name[3:-2]}__"
-    elif name.endswith("_") and not name.endswith("__"):
-        pure_name = name[:-1]
-    else:
-        return None
-    pure = getattr(getattr(aten, pure_name, None), overload, None)
-    fits = pure is not None and [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
-    return pure if fits else None
-
-
-__all__: Sequence[str] = ("WRITES", "functionalize", "mutated_argument")

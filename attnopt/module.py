@@ -125,7 +125,9 @@ def full_size(fast: OptimizedModule) -> nn.Module:
         if name not in done:
             owner, _, leaf = name.rpartition(".")
             held = source.get_submodule(owner)._parameters
-            held[leaf] = nn.Parameter(held[leaf].new_empty(shape), held[leaf].requires_grad)
+            small = held[leaf]
+            assert small is not None
+            held[leaf] = nn.Parameter(small.new_empty(shape), small.requires_grad)
             done.add(name)
     return source
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from attnopt.functional import mutated_argument
+from attnopt.aliasing import mutated_argument
 from attnopt.options import Options
 from attnopt.pipeline import Found
 from attnopt.region import Line, Region

@@ -40,90 +40,14 @@ FLAGS = (
 )
 _ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
-_RESERVED = frozenset(
-    [
-        "q",
-        "k",
-        "v",
-        "out",
-        "lse",
-        "n_b",
-        "n_q",
-        "n_k",
-        "alignas",
-        "alignof",
-        "asm",
-        "auto",
-        "bool",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "concept",
-        "const",
-        "constexpr",
-        "continue",
-        "decltype",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "float",
-        "for",
-        "friend",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "mutable",
-        "namespace",
-        "new",
-        "operator",
-        "private",
-        "protected",
-        "public",
-        "register",
-        "requires",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "true",
-        "try",
-        "typedef",
-        "typeid",
-        "typename",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "while",
-        "and",
-        "or",
-        "not",
-        "xor",
-        "linux",
-        "unix",
-        "INFINITY",
-        "NAN",
-    ]
-)
+_WORDS = """
+q k v out lse n_b n_q n_k alignas alignof asm auto bool break case catch char class concept const constexpr continue
+decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
+mutable namespace new operator private protected public register requires return short signed sizeof static struct
+switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while and or
+not xor linux unix INFINITY NAN
+"""
+_RESERVED = frozenset(_WORDS.split())
 
 
 def supported(spec: AttentionSpec, layout: Layout) -> str | None:

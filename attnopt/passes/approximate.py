@@ -21,7 +21,6 @@ from attnopt.passes.base import Approx
 from attnopt.passes.tolerance import Calibration, Change, Tolerance
 from attnopt.region import Region
 
-
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -139,12 +138,12 @@ class Outcome:
 
 
 def rewrite(
-    gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], calibration: Calibration, tensors: Tensors, constants: Tensors,
-    tolerance: Tolerance,
+    gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], calibration: Calibration, tensors: Tensors,
+    constants: Tensors, tolerance: Tolerance,
 ) -> Outcome:  # fmt: skip
     """Decide, apply and measure each rewrite; those outside the tolerance leave no trace but their decision."""
-    original, before, decisions = gm, None, []
-    first = dict(tensors)
+    original, first = gm, dict(tensors)
+    decisions: list[Decision] = []
     for one in rewrites:
         measured = replace(calibration, loss_of=one.loss)
         stage = Stage(_copy(gm), measured, tensors, constants)
@@ -154,8 +153,7 @@ def rewrite(
             decision, sites=tuple(s for s in decision.sites if s[0] not in left),
             declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts),
         )  # fmt: skip
-        before = measured.baseline(original, first)
-        change = measured.change(before, stage.gm, stage.tensors)
+        change = measured.change(measured.baseline(original, first), stage.gm, stage.tensors)
         refused = tolerance.exceeded(change) or ""
         figures = _figures(first, stage.tensors, change, decision)
         if refused:
@@ -177,7 +175,7 @@ def repeat(
         left = one.apply(stage, decision)
         if left or sorted(c[:3] for c in stage.cuts) != sorted(c[:3] for c in decision.cuts):
             reasons = "; ".join(f"{site}: {why}" for site, why in left.items()) or "its projections differ"
-            raise CaptureError(f"{one.name} was applied to this model before, and cannot be to this capture: {reasons}.")
+            raise CaptureError(f"{one.name} was applied to this model, but does not fit its new capture: {reasons}.")
         gm = stage.gm
     return gm
 

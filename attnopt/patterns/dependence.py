@@ -13,8 +13,8 @@ from torch import fx
 
 from attnopt.expr import FloorDiv, Mod
 from attnopt.graph import arguments, op_name, value
-from attnopt.patterns.index import Sizes
 from attnopt.patterns.gathers import trailing
+from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.views import CASTS, Index, shape

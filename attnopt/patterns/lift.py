@@ -45,6 +45,11 @@ class Lifter:
         self.dropout: dict[fx.Node, float] = {}
         self._known: dict[tuple[fx.Node, Index], sp.Basic] = {}
 
+    @property
+    def read(self) -> set[fx.Node]:
+        """Every node whose value was asked for."""
+        return {node for node, _ in self._known}
+
     def lift(self, node: Any, index: Index) -> sp.Basic:
         """The element of `node` at `index`. Booleans give sympy booleans."""
         if not isinstance(node, fx.Node):

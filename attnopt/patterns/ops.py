@@ -111,6 +111,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::where": lambda c, x, y: Where(log(c), num(x), num(y)),
     "aten::masked_fill": lambda x, c, y: Where(log(c), num(y), num(x)),
     "aten::fill": lambda x, y: num(y),
+    "aten::zero": lambda x: sp.S.Zero,
     "aten::eq": _compare(sp.Eq),
     "aten::ne": _compare(sp.Ne),
     "aten::lt": _compare(sp.Lt),

@@ -54,6 +54,14 @@ class Projections:
 
 def find(region: Region) -> Projections | Decline:
     """The projections of a region, or why heads cannot be told apart in the parameters."""
+    try:
+        return _find(region)
+    except (NotImplementedError, TypeError) as error:
+        # An index that is no closed form, or a size that is known only at run time.
+        return Decline(f"the projections' rows cannot be worked out: {error}", region.anchor)
+
+
+def _find(region: Region) -> Projections | Decline:
     found: dict[str, Projection] = {}
     for role, operand in (("query", region.query), ("key", region.key), ("value", region.value)):
         result = _rows(operand, role)

@@ -14,6 +14,7 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
+from attnopt.functional import WRITES
 from attnopt.graph import module_path, op_name, source_line, value
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import PRODUCT, Lifter
@@ -118,6 +119,9 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
         spec.verify()
     except SpecError as error:
         return Decline(f"the attention was read but cannot be expressed: {error}", parts.anchor)
+    changed = _changed({*lifter.read, *(o.node for o in operands.values())}, parts.output)
+    if changed is not None:
+        return Decline("a tensor that the attention reads is changed in place before the attention ends", changed)
     return _region(parts, frame, spec, operands, captures, extents.scalars)
 
 
@@ -125,6 +129,12 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
 def _dataflow(graph: fx.Graph, size: int) -> Dataflow:
     """The graph's dataflow, made once for all its sites; `size` tells a changed graph from itself."""
     return Dataflow((a, n) for n in graph.nodes for a in n.all_input_nodes)
+
+
+def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
+    """A write that stands between what the site reads and the output, where everything will be read."""
+    writes = ((node, write) for node in read for write in node.meta.get(WRITES, ()))
+    return next((write for node, write in writes if node < write < output), None)
 
 
 def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:

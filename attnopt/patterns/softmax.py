@@ -83,6 +83,7 @@ def _scores(node, output, framed: Frame, lifter: Lifter, index, values, gate, dr
     if set(lifter.dropout) - set(dropout):
         return Decline("dropout acts on the scores", node)
     logit = sp.expand_mul(logit, deep=False) if isinstance(logit, sp.Mul) else logit
+    declined: Decline | None = None
     for load in sorted(logit.atoms(ex.Load), key=str):
         product = lifter.nodes[load.args[0].name]
         sides = contract(product, load.args[1:], ex.d) if op_name(product) in CONTRACTIONS else None
@@ -97,9 +98,10 @@ def _scores(node, output, framed: Frame, lifter: Lifter, index, values, gate, dr
             Place(*values, ex.k, width), gate, 1 - _product(1 - p for p in dropout.values()),
         )  # fmt: skip
         region = build(parts, framed, lifter)
-        if isinstance(region, Region) or len(logit.atoms(ex.Load)) == 1:
+        if isinstance(region, Region):
             return region
-    return Decline("no contraction of queries and keys makes the scores", node)
+        declined = declined or region
+    return declined or Decline("no contraction of queries and keys makes the scores", node)
 
 
 def _product(factors) -> float:  # type: ignore[no-untyped-def]

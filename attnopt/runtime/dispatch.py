@@ -95,7 +95,10 @@ class Dispatcher:
         shape = (q.dtype, k.dtype, v.dtype, q.shape, k.shape, v.shape, q.device, k.device, v.device)
         if not captures and not scalars:
             return shape
-        about = [(t.dtype, t.shape, t.device, a is not None and t.stride(a)) for t, a in zip(captures, site.axes)]
+        about = [
+            (t.dtype, t.shape, t.device, a is not None and t.stride(a))
+            for t, a in zip(captures, site.axes, strict=False)
+        ]
         return (*shape, *about, *scalars)
 
     def _site(self, text: str) -> _Site:

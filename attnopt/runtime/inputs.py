@@ -41,9 +41,7 @@ def check_inputs(
 
 def _check_captures(spec: AttentionSpec, captures: Sequence[Tensor]) -> None:
     if len(captures) != len(spec.captures):
-        raise ShapeError(
-            f"the spec captures {[c.name for c in spec.captures]}; {len(captures)} tensors were given. Pass one for each."
-        )
+        raise ShapeError(f"the spec captures {[c.name for c in spec.captures]}; {len(captures)} tensors were given.")
     for capture, tensor in zip(spec.captures, captures, strict=True):
         _expect(capture.name, tensor, capture.shape)
         if tensor.is_floating_point() != (capture.kind == "float") or tensor.is_complex():

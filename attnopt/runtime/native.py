@@ -18,6 +18,8 @@ from attnopt.runtime.validate import Verdict, compare, nudge
 from attnopt.spec import AttentionSpec
 
 _ROWS = 8
+# Logits this large have an ulp of 1.5e-5 in fp32: ties between keys are then decided by rounding.
+_LARGE = 128.0
 _HEADS_BUDGET = 1 << 22
 
 
@@ -77,21 +79,29 @@ def check_rows(
     scalars: Sequence[int],
     out: Tensor,
     lse: Tensor | None,
+    rows: int = _ROWS,
 ) -> Verdict:
     """Compare sampled rows of a kernel's result with the reference in fp64 and in the run's dtype."""
     q, k, v = inputs
     batch = _spread(q.shape[0], 2)
     width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
-    sample = Sample(batch, _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], _ROWS))
-    taken = Sample(batch, sample.heads, sample.rows, q.shape[0])
+    heads, places = _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], rows)
+    taken = Sample(batch, heads, places, q.shape[0])
     q, k, v = (t.index_select(0, batch) for t in inputs)
     golden, golden_lse = reference(spec, q.double(), k.double(), v.double(), captures, scalars, sample=taken)
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
     eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
-    nudged, nudged_lse = reference(spec, nudge(q), nudge(k), v.double(), captures, scalars, sample=taken)
-    verdict = compare(golden, eager, _pick(out, sample), nudged=nudged)
+    nudged: list[tuple[Tensor, Tensor]] = []
+    if float(torch.nan_to_num(golden_lse, neginf=0.0).abs().max()) > _LARGE:
+        # Summing d products in sequence errs like inputs that are off by sqrt(d/2) roundings, here at two sigma.
+        size = 2.0 * (1.0 + (q.shape[3] / 2) ** 0.5)
+        for seed in range(3):
+            moved = nudge(q, size, 2 * seed), nudge(k, size, 2 * seed + 1), v.double()
+            nudged.append(reference(spec, *moved, captures, scalars, sample=taken))
+    verdict = compare(golden, eager, _pick(out, batch, heads, places), nudged=[run[0] for run in nudged])
     if verdict.ok and lse is not None:
-        verdict = compare(golden_lse, eager_lse, _pick(lse, sample), nudged=nudged_lse)
+        some = _pick(lse, batch, heads, places)
+        verdict = compare(golden_lse, eager_lse, some, nudged=[run[1] for run in nudged])
     return verdict
 
 
@@ -102,7 +112,7 @@ def _spread(size: int, count: int) -> Tensor:
     return torch.tensor(places, dtype=torch.int64)
 
 
-def _pick(tensor: Tensor, sample: Sample) -> Tensor:
-    for dim, index in enumerate((sample.batch, sample.heads, sample.rows)):
-        tensor = tensor if index is None else tensor.index_select(dim, index)
+def _pick(tensor: Tensor, *indices: Tensor) -> Tensor:
+    for dim, index in enumerate(indices):
+        tensor = tensor.index_select(dim, index)
     return tensor

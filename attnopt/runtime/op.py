@@ -17,7 +17,8 @@ from attnopt.spec import AttentionSpec
 
 _LIBRARY = torch.library.Library("attnopt", "DEF")
 _LIBRARY.define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor[] captures, SymInt[] scalars, str spec) -> (Tensor out, Tensor lse)",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor[] captures, SymInt[] scalars, str spec) "
+    "-> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _LIBRARY.define(
@@ -212,7 +213,8 @@ def _register_autocast(device: str, key: str) -> None:
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in (q, k, v)]
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return _FORWARD(*cast, captures, scalars, spec)
+            out, lse = _FORWARD(*cast, captures, scalars, spec)
+            return out, lse
 
     _LIBRARY.impl("attention", autocast, key)
 

@@ -5,6 +5,7 @@ G is the fp64 run, E eager in the run's dtype, K the kernel. Two statistics catc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +29,9 @@ class Verdict:
 
 
 def compare(
-    golden: Tensor, eager: Tensor, kernel: Tensor, gradients: bool = False, nudged: Tensor | None = None
+    golden: Tensor, eager: Tensor, kernel: Tensor, gradients: bool = False, nudged: Sequence[Tensor] = ()
 ) -> Verdict:
-    """Judge a kernel's result of the contract "the same mathematics in another order".
+    """Judge a kernel's result by the contract "the same mathematics in another order".
 
     `rms(K-G) <= 1.2 rms(E-G) + eps rms(G)` and `max|K-G| <= 2 max|E-G| + 2 ulp(max|G|)`, with factors 1.5 and 3 for
     gradients. A NaN must be where golden has one; an infinity where golden or eager has the same.
@@ -38,8 +39,8 @@ def compare(
     Args:
         golden, eager, kernel: tensors of one shape; the kernel's dtype gives eps.
         gradients: use the wider factors.
-        nudged: the fp64 run at inputs moved by a rounding or two. Where the mathematics itself is that sensitive (logits
-            so large that two keys tie), its distance from golden counts where it is larger than eager's: no stable
+        nudged: fp64 runs at inputs moved by some roundings. Where the mathematics itself is that sensitive (logits
+            so large that keys tie), their distance from golden counts where it is larger than eager's: no stable
             algorithm can do better, and eager may have been lucky.
     """
     if golden.shape != kernel.shape or eager.shape != kernel.shape:
@@ -59,8 +60,8 @@ def compare(
         return Verdict(True, 0.0, 0.0, 0.0, 0.0)
     rms, top = _errors(k, g)
     rms_eager, top_eager = _errors(e, g)
-    if nudged is not None:
-        rms_nudged, top_nudged = _errors(torch.nan_to_num(nudged.detach().to(torch.float64)[usable]), g)
+    for run in nudged:
+        rms_nudged, top_nudged = _errors(torch.nan_to_num(run.detach().to(torch.float64)[usable]), g)
         rms_eager, top_eager = max(rms_eager, rms_nudged), max(top_eager, top_nudged)
     share, peak = (1.5, 3.0) if gradients else (1.2, 2.0)
     reason = ""
@@ -90,8 +91,8 @@ def cosine(golden: Tensor, other: Tensor) -> float:
     return float(g @ o) / norms if norms else float(bool(torch.equal(g, o)))
 
 
-def nudge(tensor: Tensor, roundings: float = 4.0) -> Tensor:
+def nudge(tensor: Tensor, roundings: float, seed: int) -> Tensor:
     """The tensor in fp64, each element moved at random by up to so many fp32 roundings."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     moves = 2.0 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1.0
     return tensor.to(torch.float64) * (1.0 + roundings * torch.finfo(torch.float32).eps / 2 * moves.to(tensor.device))

@@ -22,7 +22,7 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 LENGTHS = st.sampled_from((1, 2, 7, 8, 31, 48, 49, 129, 200))
-BATCHES = st.integers(1, 3)
+BATCHES = st.integers(1, 2)
 
 
 def run(
@@ -39,8 +39,8 @@ def run(
     captures = item.captures(sizes, torch.Generator().manual_seed(1))
     before = [t.clone() for t in (*inputs, *captures)]
     result = attention(item.spec, *inputs, captures, item.scalars)
-    for verdict in judge(item.spec, inputs, captures, item.scalars, result):
-        assert verdict.ok, f"{item} {sizes} {layout} {dtype}: {verdict}"
+    verdict = judge(item.spec, inputs, captures, item.scalars, result)
+    assert verdict.ok, f"{item} {sizes} {layout} {dtype}: {verdict}"
     assert all(torch.equal(t, b) for t, b in zip((*inputs, *captures), before, strict=True))
 
 

@@ -31,7 +31,7 @@ MUTATIONS = (
     ("does not divide by the sum", "scale", "1.0f / t.sum[r]", "1.0f"),
     ("forgets the sink", "sink", ": 1.0f + (sink - sink)", ": 0.0f"),
     ("drops the gate", "gate", "value * gate", "value"),
-    ("soft-caps too low", "softcap", "splat_f(20.0f)", "splat_f(19.9f)"),
+    ("soft-caps too low", "softcap", "= tanh_(s)", "= tanh_(s * 0.999f)"),
 )
 
 

@@ -16,7 +16,7 @@ from tests.passes.tiny import HEADS, INNER, KV, WIDTH, model, output, stage, zer
 LAYOUTS = ("separate", "concatenated", "conv", "interleaved", "grouped", "grouped-fused", "shared-kv")
 
 
-@pytest.mark.parametrize("removed", [(1,), (0, 2), (2, 3), (0, 1, 2)])
+@pytest.mark.parametrize("removed", [(1,), (2, 3), (0, 1, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_removed_equals_zeroed(layout: str, removed: tuple[int, ...]) -> None:
     module, x = model(layout, rotary=layout != "conv")
