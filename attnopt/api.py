@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Settings:
     rest: str = "eager"
     validate: bool = True
     strict: bool = False
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         if self.rest not in RESTS:
@@ -54,7 +54,8 @@ class Settings:
 def optimize(
     model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, *,
     rewrites: Sequence[Any] | None = None, tolerance: Any = None, calibration: Any = None, dynamic_shapes: Any = None,
-    rest: str = "eager", validate: bool = True, strict: bool = False, options: Options | Mapping[str, Any] | None = None,
+    rest: str = "eager", validate: bool = True, strict: bool = False,
+    options: Options | Mapping[str, Any] | None = None,
 ) -> OptimizedModule:  # fmt: skip
     """The model with its attention rewritten: a new module that shares the original's parameters.
 
@@ -195,7 +196,9 @@ def _with_error(site: Site, error: Any) -> Site:
     return site if error is None else replace(site, error=error)
 
 
-def _without(fast: Any, captured: Captured, original: Any, failed: Mapping[str, str], args: Any, kwargs: Any, settings: Settings) -> Any:
+def _without(
+    fast: Any, captured: Captured, original: Any, failed: Mapping[str, str], args: Any, kwargs: Any, settings: Settings
+) -> Any:
     """Build again with the failed sites left as they are; the report says why."""
     gm = torch.fx.GraphModule(original, _copy(original.graph))
     again = replace(captured, gm=gm)

@@ -55,7 +55,9 @@ class Captured:
         """Scalars that the trace made, by placeholder name: nobody can change them between calls."""
         names = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
         held = zip(names, self.states, strict=False)
-        return {str(n.target): self.constants[s] for n, s in held if s in self.constants and not self.constants[s].dim()}
+        return {
+            str(n.target): self.constants[s] for n, s in held if s in self.constants and not self.constants[s].dim()
+        }
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The inputs as the graph takes them. Raises `ShapeError` if they are not what was captured."""
@@ -79,9 +81,7 @@ def share(model: nn.Module) -> nn.Module:
         raise CaptureError(f"{type(model).__name__} cannot be copied: {error}. Give its modules a deepcopy.") from error
 
 
-def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None
-) -> Captured:
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None) -> Captured:
     """Capture by `torch.export`. Raises `CaptureError` when the model cannot be exported."""
     _check_devices(model, args, kwargs)
     try:
@@ -115,9 +115,15 @@ def _from_program(program: torch.export.ExportedProgram, training: bool) -> Capt
         else:
             raise CaptureError(f"the captured graph takes an input of kind {spec.kind.name}, which attnopt cannot run.")
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
-    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(inputs, in_spec))[0]]
-    leaves = tuple(_leaf(path, node, spec) for path, node, spec in zip(
-        paths, inputs, [s for s in signature.input_specs if s.kind is kinds.USER_INPUT], strict=True))
+    paths = [
+        pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(inputs, in_spec))[0]
+    ]
+    leaves = tuple(
+        _leaf(path, node, spec)
+        for path, node, spec in zip(
+            paths, inputs, [s for s in signature.input_specs if s.kind is kinds.USER_INPUT], strict=True
+        )
+    )
     ranges = {str(s): (int(r.lower), int(min(r.upper, 2**62))) for s, r in program.range_constraints.items()}
     return Captured(normalize(gm), tuple(states), constants, leaves, ranges, in_spec, out_spec, training)
 
@@ -138,8 +144,10 @@ def check_inputs(leaves: Sequence[Leaf], ranges: Mapping[str, tuple[int, int]], 
     for leaf, seen in zip(leaves, given, strict=True):
         if leaf.dtype is None:
             if isinstance(leaf.constant, (int, float, str, bool, type(None))) and seen != leaf.constant:
-                raise ShapeError(f"input {leaf.path} was captured as the constant {leaf.constant!r}; saw {seen!r}. "
-                                 "Call attnopt.optimize again with this value.")
+                raise ShapeError(
+                    f"input {leaf.path} was captured as the constant {leaf.constant!r}; saw {seen!r}. "
+                    "Call attnopt.optimize again with this value."
+                )
             continue
         if not isinstance(seen, torch.Tensor):
             raise ShapeError(f"input {leaf.path} must be a tensor; saw {type(seen).__name__}.")

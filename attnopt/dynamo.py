@@ -26,7 +26,11 @@ reports: list[Report] = []
 
 
 def attnopt_backend(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """The Dynamo backend: attention is rewritten, the rest goes to Inductor.
 
@@ -128,7 +132,9 @@ def compile_with_dynamo(
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
     with dispatch.use(settings.options):
-        sites = tuple(replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites)
+        sites = tuple(
+            replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites
+        )
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
     notes += tuple(note for report in compiled.backend.reports for note in report.notes)
     return compiled, Report(sites, type(fast._source).__name__, notes)

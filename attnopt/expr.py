@@ -400,7 +400,9 @@ def show(expr: sp.Basic) -> str:
     if isinstance(expr, sp.Not):
         return f"not ({show(expr.args[0])})"
     if isinstance(expr, sp.Add):
-        terms = sorted(expr.args, key=lambda t: (not t.has(s), bool(t.is_number), t.could_extract_minus_sign(), show(t)))
+        terms = sorted(
+            expr.args, key=lambda t: (not t.has(s), bool(t.is_number), t.could_extract_minus_sign(), show(t))
+        )
         return reduce(lambda a, t: f"{a} - {t[1:]}" if t.startswith("-") else f"{a} + {t}", map(show, terms))
     if isinstance(expr, sp.Mul):
         return _show_product(expr)

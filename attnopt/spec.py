@@ -72,7 +72,7 @@ class Softmax:
 class AttentionSpec:
     """The mathematics of one attention site.
 
-    With `s = q[b,h,q,:] . k[b,k_map[h],k,:]` the site computes `sum_k normalizer_k(score where keep) v[b,v_map[h],k,:]`.
+    With `s = q[b,h,q,:] . k[b,k_map[h],k,:]` it computes `sum_k normalizer_k(score where keep) v[b,v_map[h],k,:]`.
 
     Attributes:
         heads: head counts, widths and head maps.

@@ -48,7 +48,9 @@ def _figures(verdict: Verdict) -> dict[str, float]:
 
 def _whole(before: Any, after: Any) -> dict[str, float]:
     """Largest and root-mean-square change of the model's outputs, and the outputs' own root mean square."""
-    pairs = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    pairs = [
+        (x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor) and x.is_floating_point()
+    ]
     if not pairs or not any(x.numel() for x, _ in pairs):
         return {}
     change = torch.cat([(x.double() - y.double()).flatten() for x, y in pairs])
@@ -76,7 +78,9 @@ def _untouchable(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
         if target is not None:
             written.add(target)
     names = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    return [x.clone() if n in written and isinstance(x, torch.Tensor) else x for n, x in zip(names, inputs, strict=True)]
+    return [
+        x.clone() if n in written and isinstance(x, torch.Tensor) else x for n, x in zip(names, inputs, strict=True)
+    ]
 
 
 class _Checker(fx.Interpreter):

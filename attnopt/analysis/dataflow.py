@@ -23,7 +23,8 @@ class Dataflow:
         below: set[Hashable] = set()
         for source in start:
             below |= nx.descendants(self.graph, source)
-        return (above & below) - set(start)
+        inner: set[Hashable] = (above & below) - set(start)
+        return inner
 
     def escapes(self, inner: set[Hashable], sink: Hashable) -> list[Hashable]:
         """Inner values other than the sink that something outside uses, in order of computation."""

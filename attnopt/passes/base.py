@@ -54,7 +54,9 @@ def check_order(rewrites: Sequence[Rewrite]) -> None:
     for rewrite in rewrites:
         missing = rewrite.requires - provided
         if missing:
-            raise RewriteError(f"rewrite {rewrite.name} requires {', '.join(sorted(missing))}, which no earlier one provides.")
+            raise RewriteError(
+                f"rewrite {rewrite.name} requires {', '.join(sorted(missing))}, which no earlier one provides."
+            )
         provided |= rewrite.provides
 
 

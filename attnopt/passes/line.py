@@ -15,8 +15,8 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.graph import arguments, op_name, value
-from attnopt.patterns.index import Sizes
 from attnopt.patterns.gathers import trailing
+from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.views import CASTS
 from attnopt.region import Line, Region
@@ -32,10 +32,14 @@ def draw(graph: fx.Graph, line: Line, region: Region) -> fx.Node:
         first = 1 - n_q if isinstance(n_q, int) else graph.call_function(operator.sub, (1, n_q))
         device = value(line.table).device
         distances = graph.call_function(aten.arange.start, (first, n_k), {"dtype": torch.int64, "device": device})
-        index = tuple(sp.sympify(i).xreplace({ex.q: sp.S.Zero, ex.k: _distance}) for i in line.index)
+        index = tuple(i.xreplace({ex.q: sp.S.Zero, ex.k: _distance}) for i in line.index)
         places = _Emitter(graph, distances).emit(line.places, index)
         rows = graph.call_function(aten.embedding.default, (line.table, places))
-        return graph.call_function(aten.clone.default, (graph.call_function(aten.t.default, (rows,)),), {"memory_format": torch.contiguous_format})
+        return graph.call_function(
+            aten.clone.default,
+            (graph.call_function(aten.t.default, (rows,)),),
+            {"memory_format": torch.contiguous_format},
+        )
 
 
 def _extent(graph: fx.Graph, operand: Any, name: str) -> Any:
@@ -72,7 +76,14 @@ class _Emitter:
             scaled = self.graph.call_function(aten.mul.Tensor, (place, a.get("step", 1)))
             moved = self.graph.call_function(aten.add.Tensor, (scaled, a.get("start", 0)))
             return self.graph.call_function(aten.to.dtype, (moved, value(node).dtype))
-        if name in ("aten::zeros", "aten::ones", "aten::full", "aten::zeros_like", "aten::ones_like", "aten::full_like"):
+        if name in (
+            "aten::zeros",
+            "aten::ones",
+            "aten::full",
+            "aten::zeros_like",
+            "aten::ones_like",
+            "aten::full_like",
+        ):
             fill = arguments(node).get("fill_value", 0 if "zeros" in name else 1)
             keywords = {"dtype": value(node).dtype, "device": value(node).device}
             return self.graph.call_function(aten.full.default, ([], fill), keywords)

@@ -166,7 +166,10 @@ def _after(node: fx.Node) -> fx.Node:
 
 def _views_to_reshapes(out: fx.Node) -> None:
     """`view` needs the source's strides; downstream of the new output it becomes `reshape`, which does not."""
-    queue, views = [out], {aten.view.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim}
+    queue, views = (
+        [out],
+        {aten.view.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim},
+    )
     seen = set(queue)
     while queue:
         for user in queue.pop().users:

@@ -17,7 +17,9 @@ PATTERNS = (
 )
 
 
-def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor] | None = None) -> list[tuple[fx.Node, str, Region | Decline]]:
+def find(
+    graph: fx.Graph, constants: Mapping[str, torch.Tensor] | None = None
+) -> list[tuple[fx.Node, str, Region | Decline]]:
     """Every site in graph order: its anchor, the pattern that claims it, and the region or why it was declined."""
     found = []
     for node in graph.nodes:

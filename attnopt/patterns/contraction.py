@@ -29,7 +29,7 @@ def contract(node: fx.Node, index: Index, summed: sp.Symbol) -> tuple[Side, Side
 def extent(node: fx.Node) -> sp.Expr:
     """How many products are summed."""
     if op_name(node) == "aten::einsum":
-        left, right, out = _letters(node)
+        left, _, out = _letters(node)
         letter = next(c for c in left if c not in out)
         return shape(arguments(node)["tensors"][0])[left.index(letter)]
     return shape(node.args[1 if op_name(node) == "aten::baddbmm" else 0])[-1]
@@ -72,6 +72,8 @@ def _einsum(node: fx.Node, index: Index, summed: sp.Symbol) -> tuple[Side, Side]
     at: dict[str, Any] = {**dict(zip(out, index, strict=True)), gone[0]: summed}
 
     def side(tensor: fx.Node, letters: str) -> Side:
-        return tensor, tuple(sp.S.Zero if n == 1 and at[c] != summed else at[c] for c, n in zip(letters, shape(tensor), strict=True))
+        return tensor, tuple(
+            sp.S.Zero if n == 1 and at[c] != summed else at[c] for c, n in zip(letters, shape(tensor), strict=True)
+        )
 
     return side(tensors[0], left), side(tensors[1], right)

@@ -136,7 +136,7 @@ def same(a: sp.Expr, b: sp.Expr) -> bool:
 
 def nonnegative(x: sp.Expr) -> bool:
     """Whether `x >= 0` for certain."""
-    return bool(sp.sympify(x).is_nonnegative) if not isinstance(x, int) else x >= 0
+    return x >= 0 if isinstance(x, int) else bool(x.is_nonnegative)
 
 
 def _divide(term: sp.Expr, n: sp.Expr) -> sp.Expr | None:

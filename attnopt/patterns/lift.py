@@ -114,7 +114,9 @@ class Lifter:
         length = int(extent) if extent.is_Integer else 1 << 20
         fake = torch.empty(int(self.sizes.sizes[ex.h]), length, device="meta", dtype=value(node).dtype)
         name = f"{node.name}_line"
-        self.nodes[name] = Line(name, a["weight"], a["indices"], index[:-1], {"val": fake, "symbolic": not extent.is_Integer})
+        self.nodes[name] = Line(
+            name, a["weight"], a["indices"], index[:-1], {"val": fake, "symbolic": not extent.is_Integer}
+        )
         return ex.load(name, ex.h, ex.k - ex.q + self.sizes.sizes[ex.q] - 1)
 
     def _settled(self, node: fx.Node, index: Index, found: sp.Basic) -> sp.Basic:
@@ -184,7 +186,9 @@ class Lifter:
 
     def _contains_contraction(self, found: sp.Basic) -> bool:
         names = (load.args[0].name for load in found.atoms(ex.Load))
-        return any(n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names)
+        return any(
+            n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names
+        )
 
 
 def _constant(x: Any) -> sp.Basic:

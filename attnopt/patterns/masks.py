@@ -17,7 +17,7 @@ from attnopt import expr as ex
 from attnopt.spec import EmptyRow
 
 # Below this a float32 or bfloat16 score is absorbed: adding any score of a magnitude under 1e29 returns the fill.
-HUGE = -sp.Integer(10) ** 37
+HUGE = -(sp.Integer(10) ** 37)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,11 @@ def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Exp
     dims: list[Dim] = []
     table: tuple[int, ...] = (0,) * frame.heads
     heads = 1
-    plain = {place.position: "q" if place.position == ex.q else "k", place.feature: "d", **{b: b.name for b in frame.batch}}
+    plain = {
+        place.position: "q" if place.position == ex.q else "k",
+        place.feature: "d",
+        **{b: b.name for b in frame.batch},
+    }
     for at, extent in zip(index, shape(node), strict=True):
         if at.is_Integer:
             dims.append(int(at))

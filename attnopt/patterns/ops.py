@@ -1,6 +1,7 @@
 """The operator table: one line an aten operator, to the expression of one element.
 
-Keys are operator names, without overload unless overloads differ in meaning. Values take lifted arguments (expressions or Python values) in
+Keys are operator names, without overload unless overloads differ in meaning.
+Values take lifted arguments (expressions or Python values) in
 schema order. Booleans are sympy booleans, numbers are sympy numbers; `num` and `log` convert.
 """
 

@@ -43,7 +43,9 @@ class Frame:
         return self.sizes.sizes[symbol]
 
 
-def frame(output: fx.Node, query_dim: int, width_dim: int, n_k: sp.Expr, d_qk: sp.Expr, fold: int | None) -> Frame | Decline:
+def frame(
+    output: fx.Node, query_dim: int, width_dim: int, n_k: sp.Expr, d_qk: sp.Expr, fold: int | None
+) -> Frame | Decline:
     """Name the output's dimensions. `fold`: heads folded into a single batch dimension."""
     extents = shape(output)
     others = [i for i in range(len(extents)) if i not in (query_dim, width_dim)]
@@ -197,7 +199,9 @@ def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any,
     for load in found:
         indices.setdefault(load.args[0].name, []).append(load.args[1:])
     layouts = {name: _layout(uses) for name, uses in indices.items()}
-    ranked = sorted(indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _position(lifter.nodes[n])))
+    ranked = sorted(
+        indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _position(lifter.nodes[n]))
+    )
     operands: dict[str, Operand] = {}
     renamed: dict[sp.Basic, sp.Basic] = {}
     counts: dict[str, int] = {}
@@ -209,7 +213,9 @@ def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any,
             return Decline("a number that the model computes enters the scores", node), exprs
         fixed, order = layouts[name]
         new = _name(node, indices[name], counts)
-        operands[new] = Operand(node, tuple(fixed[i] if i in fixed else f"x{order.index(i)}" for i in range(value(node).dim())))
+        operands[new] = Operand(
+            node, tuple(fixed[i] if i in fixed else f"x{order.index(i)}" for i in range(value(node).dim()))
+        )
         for load in found:
             if load.args[0].name == name:
                 moved = [load.args[1 + i] for i in order]

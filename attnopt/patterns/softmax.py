@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import sympy as sp
@@ -11,12 +12,12 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
-from attnopt.patterns.contraction import contract, extent
+from attnopt.patterns.contraction import Side, contract, extent
 from attnopt.patterns.lift import CONTRACTIONS, Lifter
 from attnopt.patterns.masks import split
 from attnopt.patterns.operands import Place, walk
 from attnopt.patterns.site import Frame, Parts, build, frame, width
-from attnopt.patterns.views import CASTS, VIEWS, shape
+from attnopt.patterns.views import CASTS, VIEWS, Index, shape
 from attnopt.region import Region
 
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax"}
@@ -78,7 +79,11 @@ def _read(node: fx.Node, output: fx.Node, constants: Mapping[str, torch.Tensor],
     return _scores(node, output, framed, lifter, index, values, gate, dropout)
 
 
-def _scores(node, output, framed: Frame, lifter: Lifter, index, values, gate, dropout) -> Region | Decline:  # type: ignore[no-untyped-def]
+def _scores(
+    node: fx.Node, output: fx.Node, framed: Frame, lifter: Lifter, index: Index, values: Side, gate: sp.Expr,
+    dropout: Mapping[fx.Node, float],
+) -> Region | Decline:  # fmt: skip
+    """Read the logit at `index`, pick the contraction that is `s`, and build the region."""
     logit = ex.as_number(lifter.lift(node.args[0], index))
     if set(lifter.dropout) - set(dropout):
         return Decline("dropout acts on the scores", node)
@@ -93,22 +98,14 @@ def _scores(node, output, framed: Frame, lifter: Lifter, index, values, gate, dr
         if not _over(key, ex.k) or _over(query, ex.k) or not extent(product).is_Integer:
             continue
         framed.sizes.sizes[ex.d] = extent(product)
-        parts = Parts(
-            "softmax", node, output, split(logit.xreplace({load: ex.s})), Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d),
-            Place(*values, ex.k, width), gate, 1 - _product(1 - p for p in dropout.values()),
-        )  # fmt: skip
+        places = Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width)
+        masked = split(logit.xreplace({load: ex.s}))
+        parts = Parts("softmax", node, output, masked, *places, gate, 1 - math.prod(1 - p for p in dropout.values()))
         region = build(parts, framed, lifter)
         if isinstance(region, Region):
             return region
         declined = declined or region
     return declined or Decline("no contraction of queries and keys makes the scores", node)
-
-
-def _product(factors) -> float:  # type: ignore[no-untyped-def]
-    out = 1.0
-    for f in factors:
-        out *= f
-    return out
 
 
 def _over(side: tuple[fx.Node, tuple[sp.Expr, ...]], symbol: sp.Symbol) -> bool:
