@@ -328,7 +328,13 @@ def from_tree(tree: Any, depth: int = 0) -> sp.Basic:
             return _leaf(name, rest)
         if name in ("load", "intload"):
             return load(rest[0][1], *[from_tree(a, depth + 1) for a in rest[1:]], integer=name == "intload")
-        return _NODES[name](*[from_tree(a, depth + 1) for a in rest])
+        args = [from_tree(a, depth + 1) for a in rest]
+        logic = name in ("and", "or", "not")
+        if any(is_boolean(a) != (logic or (name == "where" and i == 0)) for i, a in enumerate(args)):
+            raise SpecError(f"expression text mixes conditions and numbers in a {name!r} node.")
+        if name == "pow" and not (args[1].is_Rational and abs(args[1]) <= 16):
+            raise SpecError("expression text has a power whose exponent is no small number.")
+        return _NODES[name](*args)
     except SpecError:
         raise
     except KeyError:
@@ -344,7 +350,7 @@ def _leaf(name: str, rest: list[str]) -> sp.Basic:
         return {"True": sp.true, "False": sp.false}[rest[0]]
     if name == "inf":
         return {"+": sp.oo, "-": NEG_INF}[rest[0]]
-    if name == "num":
+    if name == "num" and int(rest[1]) > 0:
         return sp.Rational(int(rest[0]), int(rest[1]))
     if name == "e":
         return sp.E

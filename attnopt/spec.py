@@ -16,6 +16,8 @@ from attnopt import expr as ex
 from attnopt.errors import SpecError
 
 VERSION = 1
+# Text may ask for head tables; more heads than this are a mistake or an attack.
+_MOST = 1 << 16
 
 
 class EmptyRow(enum.Enum):
@@ -127,7 +129,7 @@ class AttentionSpec:
             spec = _from_json(data)
         except SpecError:
             raise
-        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, AttributeError) as error:
             raise SpecError(f"spec text is malformed: {type(error).__name__}: {error}.") from None
         spec.verify()
         return spec
@@ -174,6 +176,8 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
     if data["version"] != VERSION:
         raise SpecError(f"spec text is of version {data['version']!r}; this attnopt reads version {VERSION}.")
     n_q, n_k, n_v, d_qk, d_v, k_map, v_map = data["heads"]
+    if not 0 < max(n_q, n_k, n_v, d_qk, d_v) <= _MOST:
+        raise SpecError(f"head counts and widths must be positive and at most {_MOST}: {data['heads'][:5]}.")
     sink = data["normalizer"]["sink"]
     if data["normalizer"]["kind"] != "softmax":
         raise SpecError(f"spec text names an unknown normalizer {data['normalizer']['kind']!r}.")

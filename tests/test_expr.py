@@ -93,7 +93,7 @@ SHOWN = (
     (sp.Or(k < 4, k <= q), "k <= 3 or k <= q"),
     (k <= q + n_k - n_q, "k + n_q <= n_k + q"),
     (ex.load("slope", h) * (k - q), "(k - q)*slope[h]"),
-    (sp.Eq(ex.FloorDiv(q, 7), ex.FloorDiv(k, 7)), "k//7 - q//7 == 0"),
+    (sp.Eq(ex.FloorDiv(q, 7), ex.FloorDiv(k, 7)), "q//7 == k//7"),
     (30 * sp.tanh(s / 30), "30*tanh(s/30)"),
     (ex.NEG_INF, "-inf"),
     (sp.Eq(PAD, 0), "not pad[b, k]"),
