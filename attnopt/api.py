@@ -12,7 +12,7 @@ from torch import nn
 
 from attnopt import pipeline
 from attnopt.capture import Captured, capture, share
-from attnopt.errors import CaptureError, OptionError, UnfusedError
+from attnopt.errors import CaptureError, Decline, OptionError, UnfusedError
 from attnopt.module import Compiled, OptimizedModule, full_size
 from attnopt.options import Options
 from attnopt.passes import approximate
@@ -159,30 +159,31 @@ def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: 
     return replace(captured, gm=done.gm)
 
 
-def _build(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> tuple[Any, Report]:
-    constants, options = captured.scalars, settings.options
+def _build(
+    fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings,
+    failed: Mapping[str, str] | None = None,
+) -> tuple[Any, Report]:  # fmt: skip
+    """Lower and validate. Sites that fail are left as they are in another round; `failed` holds their reasons."""
+    failed, options = dict(failed or {}), settings.options
+    original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph)) if settings.validate else None
+    found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, captured.scalars, options)]
     if options.dump:
-        pipeline.dump(options.dump, captured.gm, (), "00_captured")
-    original = None
-    if settings.validate:
-        original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph))
-    found = pipeline.lower(captured.gm, pipeline.find(captured.gm.graph, constants, options))
+        pipeline.dump(options.dump, captured.gm, found, "01_found")
+    found = pipeline.lower(captured.gm, found)
     if options.dump:
-        pipeline.dump(options.dump, captured.gm, found, "01_lowered")
-    run: Any = captured.gm
-    compiled = Compiled(captured, run, fast, options)
+        pipeline.dump(options.dump, captured.gm, found, "02_lowered")
+    compiled = Compiled(captured, captured.gm, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:
-        leaves = captured.flatten(args, kwargs)
-        states = [held[name] for held, name in compiled.slots]
-        failed, errors, figures = validate_graphs(original, captured.gm, found, [*states, *leaves], options)
-        sites = [_with_error(site, errors.get(site.name)) for site in sites]
-        if failed:
-            return _without(fast, captured, original, failed, args, kwargs, settings)
+        inputs = [held[name] for held, name in compiled.slots] + captured.flatten(args, kwargs)
+        again, errors, figures = validate_graphs(original, captured.gm, found, inputs, options)
+        if again:
+            return _build(fast, replace(captured, gm=original), args, kwargs, settings, {**failed, **again})
+        sites = [replace(s, error=errors[s.name]) if s.name in errors else s for s in sites]
     if settings.rest == "inductor":
         compiled.run = torch.compile(captured.gm, backend="inductor")
     sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites]
-    return compiled, _finish(fast, sites, figures, settings)
+    return compiled, _finish(fast, sites, figures, settings, tuple(f.note for f in found if f.note))
 
 
 def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
@@ -192,24 +193,10 @@ def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
     return fresh
 
 
-def _with_error(site: Site, error: Any) -> Site:
-    return site if error is None else replace(site, error=error)
-
-
-def _without(
-    fast: Any, captured: Captured, original: Any, failed: Mapping[str, str], args: Any, kwargs: Any, settings: Settings
-) -> Any:
-    """Build again with the failed sites left as they are; the report says why."""
-    gm = torch.fx.GraphModule(original, _copy(original.graph))
-    again = replace(captured, gm=gm)
-    found = []
-    for item in pipeline.find(gm.graph, again.scalars, settings.options):
-        if item.anchor.name in failed and isinstance(item.result, Region):
-            item = replace(item, result=pipeline.Decline(f"validation failed: {failed[item.anchor.name]}"))
-        found.append(item)
-    found = pipeline.lower(gm, found)
-    sites = [f.site() for f in found]
-    return Compiled(again, gm, fast, settings.options), _finish(fast, sites, {}, settings)
+def _declined(found: pipeline.Found, failed: Mapping[str, str]) -> pipeline.Found:
+    if found.anchor.name not in failed or not isinstance(found.result, Region):
+        return found
+    return replace(found, result=Decline(f"validation failed: {failed[found.anchor.name]}", found.anchor))
 
 
 def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, notes: tuple[str, ...] = ()) -> Report:

@@ -229,8 +229,7 @@ def _relation(rel: sp.Basic) -> Boolean:
     if e is None:
         return rel.func(lhs, rhs)
     if isinstance(rel, (sp.Eq, sp.Ne)):
-        folded = _equality(rel, e)
-        return folded
+        return _equality(rel, e)
     if isinstance(rel, (sp.Lt, sp.Le)):
         e = -e
     strict = isinstance(rel, (sp.Lt, sp.Gt))
@@ -329,11 +328,9 @@ def from_tree(tree: Any, depth: int = 0) -> sp.Basic:
         if name in ("load", "intload"):
             return load(rest[0][1], *[from_tree(a, depth + 1) for a in rest[1:]], integer=name == "intload")
         args = [from_tree(a, depth + 1) for a in rest]
-        logic = name in ("and", "or", "not")
-        if any(is_boolean(a) != (logic or (name == "where" and i == 0)) for i, a in enumerate(args)):
-            raise SpecError(f"expression text mixes conditions and numbers in a {name!r} node.")
-        if name == "pow" and not (args[1].is_Rational and abs(args[1]) <= 16):
-            raise SpecError("expression text has a power whose exponent is no small number.")
+        mixed = any(is_boolean(a) != (name in ("and", "or", "not") or (name, i) == ("where", 0)) for i, a in enumerate(args))
+        if mixed or (name == "pow" and not (args[1].is_Rational and abs(args[1]) <= 16)):
+            raise SpecError(f"expression text has a {name!r} node of the wrong kind of arguments.")
         return _NODES[name](*args)
     except SpecError:
         raise
@@ -391,8 +388,7 @@ _INFIX = {sp.Ge: ">=", sp.Gt: ">", sp.Eq: "==", sp.Ne: "!=", sp.Le: "<=", sp.Lt:
 def show(expr: sp.Basic) -> str:
     """One readable line: `s/8 + bias[h, q, k]`, `k <= q and pad[b, k]`."""
     if isinstance(expr, sp.Rational):
-        short = f"{float(expr):.6g}"
-        return str(expr) if expr.q <= 1024 and abs(expr.p) < 1_000_000 else short
+        return str(expr) if expr.q <= 1024 and abs(expr.p) < 1_000_000 else f"{float(expr):.6g}"
     if expr in (sp.oo, NEG_INF):
         return "inf" if expr == sp.oo else "-inf"
     if isinstance(expr, Load):

@@ -32,6 +32,15 @@ class Found:
     result: Region | Decline
     notes: tuple[Decline, ...] = field(default=())
 
+    @property
+    def note(self) -> str:
+        """What the user should know of a fused site; empty if nothing."""
+        escapes = self.result.escapes if isinstance(self.result, Region) else ()
+        if not escapes:
+            return ""
+        place = module_path(self.anchor) or self.anchor.name
+        return f"{place}: %{', %'.join(escapes)} is also used elsewhere, so it is still computed there."
+
     def site(self, status: str = "fused", **more: object) -> Site:
         """The report's entry."""
         common = {

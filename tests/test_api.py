@@ -37,7 +37,8 @@ def _attend(x: torch.Tensor) -> torch.Tensor:
 
 
 def _equal(a: object, b: object) -> None:
-    assert a == b and type(a) is type(b)
+    assert a == b
+    assert type(a) is type(b)
 
 
 OUTPUTS: tuple[tuple[str, Callable[..., Any]], ...] = (
@@ -69,10 +70,12 @@ def test_the_model_is_never_changed(x: torch.Tensor) -> None:
     fast.eval()
     fast(x)
     assert model.training
-    assert set(vars(model)) == keys and model.forward.__func__ is forward
+    assert set(vars(model)) == keys
+    assert model.forward.__func__ is forward
     for name, parameter in model.named_parameters():
         same, value, version = before[name]
-        assert parameter is same and parameter._version == version
+        assert parameter is same
+        assert parameter._version == version
         assert torch.equal(parameter, value)
 
 
@@ -105,7 +108,8 @@ def test_a_submodule_called_twice_and_a_shared_mask(x: torch.Tensor) -> None:
 def test_without_inputs_the_first_call_captures(x: torch.Tensor) -> None:
     model = SelfAttention().eval()
     fast = attnopt.optimize(model)
-    assert not fast.report.sites and "not captured yet" in fast.report.notes[0]
+    assert not fast.report.sites
+    assert "not captured yet" in fast.report.notes[0]
     torch.testing.assert_close(fast(x), model(x))
     assert fast.report.fused == 1
 
@@ -138,7 +142,9 @@ MISUSE: tuple[tuple[str, Callable[[torch.Tensor], Any], type[AttnoptError], str]
 
 
 @pytest.mark.parametrize(("name", "call", "kind", "message"), MISUSE, ids=[m[0] for m in MISUSE])
-def test_misuse(name: str, call: Callable[[torch.Tensor], Any], kind: type[AttnoptError], message: str, x: torch.Tensor) -> None:
+def test_misuse(
+    name: str, call: Callable[[torch.Tensor], Any], kind: type[AttnoptError], message: str, x: torch.Tensor
+) -> None:
     with pytest.raises(kind, match=message):
         call(x)
 
@@ -172,7 +178,8 @@ def test_a_wrong_kernel_is_never_used(x: torch.Tensor, monkeypatch: pytest.Monke
         model = SelfAttention().eval()
         fast = attnopt.optimize(model, (x,))
         (site,) = fast.report.sites
-        assert site.status == "declined" and "validation failed" in site.reason
+        assert site.status == "declined"
+        assert "validation failed" in site.reason
         assert torch.equal(fast(x), model(x))
     finally:
         wrong._destroy()
@@ -192,7 +199,8 @@ def test_buffers_and_counters_change_as_in_the_original(x: torch.Tensor) -> None
     model = Counting().train()
     twin = copy.deepcopy(model)
     fast = attnopt.optimize(model, (x,))
-    assert model.calls == 0 and model.norm.num_batches_tracked == 0
+    assert model.calls == 0
+    assert model.norm.num_batches_tracked == 0
     for _ in range(2):
         torch.testing.assert_close(fast(x), twin(x))
     for name, value in twin.state_dict().items():

@@ -79,7 +79,11 @@ def test_sizes_that_hang_together() -> None:
     x = Leaf("x", None, torch.float32, torch.device("cpu"), ("s0", "2*s0 + 1"))
     y = Leaf("y", None, torch.float32, torch.device("cpu"), ("s0",))
     check_inputs((x, y), {"s0": (2, 4)}, [torch.ones(3, 7), torch.ones(3)])
-    for sizes, message in (((3, 6), "2\\*s0 \\+ 1; saw 6"), ((5, 11), "between 2 and 4"), ((2, 5), "as another input has")):
+    for sizes, message in (
+        ((3, 6), "2\\*s0 \\+ 1; saw 6"),
+        ((5, 11), "between 2 and 4"),
+        ((2, 5), "as another input has"),
+    ):
         with pytest.raises(ShapeError, match=message):
             check_inputs((x, y), {"s0": (2, 4)}, [torch.ones(sizes), torch.ones(3)])
 

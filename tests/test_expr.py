@@ -19,11 +19,17 @@ BIAS = ex.load("bias", h, q, k)
 
 integers = st.integers(-3, 3).map(sp.Integer)
 atoms = st.one_of(integers, st.sampled_from([q, k, h, PAD, ex.FloorDiv(q, 3), ex.Mod(k, 2), ex.Minimum(q, k)]))
-linear = st.recursive(atoms, lambda e: st.tuples(st.sampled_from([sp.Add, sp.Mul]), e, e).map(lambda t: t[0](t[1], t[2])), max_leaves=5)
-relations = st.tuples(st.sampled_from([sp.Ge, sp.Gt, sp.Le, sp.Lt, sp.Eq, sp.Ne]), linear, linear).map(lambda t: t[0](t[1], t[2]))
+linear = st.recursive(
+    atoms, lambda e: st.tuples(st.sampled_from([sp.Add, sp.Mul]), e, e).map(lambda t: t[0](t[1], t[2])), max_leaves=5
+)
+relations = st.tuples(st.sampled_from([sp.Ge, sp.Gt, sp.Le, sp.Lt, sp.Eq, sp.Ne]), linear, linear).map(
+    lambda t: t[0](t[1], t[2])
+)
 conditions = st.recursive(
     relations,
-    lambda c: st.one_of(c.map(sp.Not), st.tuples(st.sampled_from([sp.And, sp.Or]), c, c).map(lambda t: t[0](t[1], t[2]))),
+    lambda c: st.one_of(
+        c.map(sp.Not), st.tuples(st.sampled_from([sp.And, sp.Or]), c, c).map(lambda t: t[0](t[1], t[2]))
+    ),
     max_leaves=4,
 )
 choices = st.tuples(conditions, linear, linear).map(lambda t: ex.Where(t[0], t[1], t[2]))

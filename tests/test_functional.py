@@ -203,6 +203,21 @@ def test_changes_of_an_input_reach_the_caller(name: str, run: Callable[..., Any]
     assert all(node.meta[WRITES] for node in graph.gm.graph.nodes if mutated_argument(node) is not None)
 
 
+def _step(choose: random.Random, values: list[torch.Tensor]) -> torch.Tensor:
+    """A view of a value, or a value after a write to it."""
+    y = choose.choice([v for v in values if v.dim()])
+    dim = choose.randrange(y.dim())
+    at = choose.randrange(y.shape[dim])
+    step: Callable[[], torch.Tensor] = choose.choice([
+        lambda: y.select(dim, at), lambda: y.narrow(dim, at, y.shape[dim] - at), lambda: y.transpose(dim, 0),
+        lambda: y.reshape(-1), lambda: y.unsqueeze(dim), lambda: y.clone(), lambda: y.contiguous(),
+        lambda: y.split(max(1, y.shape[dim] // 2), dim)[0], lambda: y.add_(2), lambda: y.mul_(-1),
+        lambda: y.masked_fill_(y > 0, -3), lambda: y.add_(choose.choice(values).sum().sign()),
+        lambda: y.copy_(y.flip(dim) * 2), lambda: y.select(dim, at).fill_(5), lambda: y.permute(*reversed(range(y.dim()))),
+    ])  # fmt: skip
+    return step()
+
+
 def _program(seed: int) -> Callable[[torch.Tensor], Tensors]:
     """A random mix of views and writes."""
 
@@ -210,18 +225,7 @@ def _program(seed: int) -> Callable[[torch.Tensor], Tensors]:
         choose = random.Random(seed)
         values = [x * 1, x * 2]
         for _ in range(choose.randint(4, 14)):
-            y = choose.choice([v for v in values if v.dim()])
-            dim = choose.randrange(y.dim())
-            n = y.shape[dim]
-            at = choose.randrange(n)
-            step: Callable[[], Any] = choose.choice([
-                lambda: y.select(dim, at), lambda: y.narrow(dim, at, n - at), lambda: y.transpose(dim, 0),
-                lambda: y.reshape(-1), lambda: y.unsqueeze(dim), lambda: y.clone(), lambda: y.contiguous(),
-                lambda: y.split(max(1, n // 2), dim)[0], lambda: y.add_(2), lambda: y.mul_(-1),
-                lambda: y.masked_fill_(y > 0, -3), lambda: y.add_(choose.choice(values).sum().sign()),
-                lambda: y.copy_(y.flip(dim) * 2), lambda: y.select(dim, at).fill_(5), lambda: y.permute(*reversed(range(y.dim()))),
-            ])  # fmt: skip
-            values.append(step())
+            values.append(_step(choose, values))
         return tuple(values)
 
     return run

@@ -52,7 +52,8 @@ def test_train_and_eval_are_captured_apart(model: SelfAttention, fast: Optimized
     assert not model.training
     torch.manual_seed(3)
     trained = fast(X)
-    assert fast.report.declined == 1 and "dropout" in fast.report.sites[0].reason
+    assert fast.report.declined == 1
+    assert "dropout" in fast.report.sites[0].reason
     torch.manual_seed(3)
     torch.testing.assert_close(trained, copy.deepcopy(model).train()(X))
     torch.testing.assert_close(fast.eval()(X), model(X))
@@ -82,9 +83,11 @@ def test_a_cast_module_asks_for_cast_inputs_or_captures_again(model: SelfAttenti
     torch.testing.assert_close(fast(X.double()), model.double()(X.double()))
 
 
-def test_a_module_cast_after_capture_gives_a_clear_error_or_the_right_result(model: SelfAttention, fast: OptimizedModule) -> None:
+def test_a_module_cast_after_capture_gives_a_clear_error_or_the_right_result(
+    model: SelfAttention, fast: OptimizedModule
+) -> None:
     fast.to(torch.float64)
-    with pytest.raises(attnopt.AttnoptError, match="float64|float32"):
+    with pytest.raises(attnopt.AttnoptError, match=r"float64|float32"):
         fast(X.double())
 
 

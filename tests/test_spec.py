@@ -35,7 +35,13 @@ def test_every_case_has_its_own_key() -> None:
 def test_keys_are_the_same_in_every_process() -> None:
     code = "from tests.specs import CASES; print(','.join(c.spec.key for c in CASES[:12]))"
     outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."}).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+        ).stdout
         for seed in ("1", "2")
     }
     assert outputs == {",".join(c.spec.key for c in CASES[:12]) + "\n"}
@@ -55,7 +61,10 @@ WRONG = (
     (replace(PLAIN, returns=("weights",)), "unknown side outputs"),
     (replace(PLAIN, captures=(Capture("a b", "float", ()),)), "distinct identifiers"),
     (replace(PLAIN, score=s + ex.load("bias", q)), "not among the captures"),
-    (replace(PLAIN, score=s + ex.load("bias", q), captures=(Capture("bias", "float", (None, None)),)), "with 1 indices"),
+    (
+        replace(PLAIN, score=s + ex.load("bias", q), captures=(Capture("bias", "float", (None, None)),)),
+        "with 1 indices",
+    ),
     (replace(PLAIN, score=s + ex.load("bias", q / 2), captures=(Capture("bias", "float", (None,)),)), "no integer"),
     (replace(PLAIN, score=s + sp.Symbol("x")), "mentions x"),
     (replace(PLAIN, gate=k), "mentions k"),

@@ -47,7 +47,9 @@ def cancel_rows(spec: AttentionSpec) -> AttentionSpec:
 def _varies(term: sp.Expr) -> bool:
     """Whether the term depends on the key, or may be infinite or NaN (which does not cancel)."""
     # A loaded float may be infinite, and inf - inf is NaN in the source: only what is known to be finite cancels.
-    return term.has(ex.k) or any(not isinstance(load, ex.IntLoad) for load in term.atoms(ex.Load)) or term.has(sp.oo)
+    loaded = any(not isinstance(load, ex.IntLoad) for load in term.atoms(ex.Load))
+    divided = any(p.exp.is_negative and not p.base.is_number for p in term.atoms(sp.Pow))
+    return loaded or divided or term.has(ex.k, sp.oo, ex.NEG_INF, sp.nan, sp.log)
 
 
 RULE = Rule("bias_algebra", apply)

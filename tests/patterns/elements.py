@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import sympy as sp
@@ -23,12 +22,13 @@ def number(expr: sp.Basic, tensors: dict[str, torch.Tensor], place: dict[sp.Symb
         return place[expr]
     if isinstance(expr, ex.Load):
         found = tensors[expr.args[0].name][tuple(int(number(i, tensors, place)) for i in expr.args[1:])].item()
-        return sp.Float(found, 40) if isinstance(found, float) and math.isfinite(found) else ex.number(found)
+        return ex.number(found)
     if not expr.args:
         return expr
     if isinstance(expr, ex.Where):
         return number(expr.args[1 if number(expr.args[0], tensors, place) else 2], tensors, place)
-    return expr.func(*[number(a, tensors, place) for a in expr.args])
+    args = [number(a, tensors, place) for a in expr.args]
+    return sp.Integer(int(args[0])) if isinstance(expr, ex.Trunc) else expr.func(*args)
 
 
 def lifted(graph: fx.Graph, node: fx.Node, values: dict[str, torch.Tensor], deep: bool = True) -> torch.Tensor:

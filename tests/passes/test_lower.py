@@ -1,0 +1,32 @@
+"""Lowering: layouts of the output, prepared captures, what is declined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnopt
+from tests.modules import Function
+
+Q, K = torch.randn(2, 3, 4, 7, 8), torch.randn(2, 3, 4, 9, 8)
+RUNS = (
+    ("two_batches", lambda q, k: (q @ k.mT).softmax(-1) @ k),
+    ("no_batch", lambda q, k: (q[0, 0] @ k[0, 0].mT).softmax(-1) @ k[0, 0]),
+    ("one_head", lambda q, k: (q[0, 0, 0] @ k[0, 0, 0].mT).softmax(-1) @ k[0, 0, 0]),
+    ("viewed_after", lambda q, k: ((q @ k.mT).softmax(-1) @ k).transpose(2, 3).reshape(2, 3, 7, 32)),
+    ("batch_of_keys_is_shared", lambda q, k: (q @ k[:1, :1].mT).softmax(-1) @ k[:1, :1]),
+    ("one_bias_two_sites", lambda q, k: sum((q * s @ k.mT + k[0, 0, :, :7, :1]).softmax(-1) @ k for s in (1, 2))),
+)
+
+
+@pytest.mark.parametrize(("name", "run"), RUNS, ids=[r[0] for r in RUNS])
+def test_layouts(name: str, run: object) -> None:
+    fast = attnopt.optimize(Function(run), (Q, K), strict=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(fast(Q, K), run(Q, K))  # type: ignore[operator]
+
+
+def test_active_dropout_is_declined() -> None:
+    run = Function(lambda q, k: torch.dropout((q @ k.mT).softmax(-1), 0.5, True) @ k)
+    (site,) = attnopt.optimize(run, (Q, K)).report.sites
+    assert site.status == "declined"
+    assert "dropout is active" in site.reason

@@ -1,0 +1,55 @@
+"""The normal form and the helpers that read it."""
+
+from __future__ import annotations
+
+import torch
+
+from attnopt.graph import arguments, drop_dead_code, is_call, module_path, source_line, value
+from tests.modules import SelfAttention, captured, replay
+
+aten = torch.ops.aten
+X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_no_grad_regions_are_inlined_and_detached() -> None:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = x * 2
+        return y + x
+
+    graph = captured(run, X)
+    assert not [n for n in graph.gm.graph.nodes if "set_grad" in str(n.target)]
+    x = X.clone().requires_grad_()
+    replay(graph, x)[0].sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(X))  # type: ignore[arg-type]
+
+
+def test_arguments_by_name_with_defaults() -> None:
+    (node,) = [n for n in captured(lambda x: x.softmax(-1), X).gm.graph.nodes if is_call(n, aten.softmax.int)]
+    a = arguments(node)
+    assert a["dim"] == -1
+    assert a["dtype"] is None
+    assert value(node).shape == (2, 5, 16)
+    assert value(3) == 3
+
+
+def test_where_a_node_comes_from() -> None:
+    import attnopt
+
+    (site,) = attnopt.explain(SelfAttention().eval(), (X,)).sites
+    assert site.source.rpartition(":")[0].endswith("modules.py")
+    graph = captured(lambda x: x + 1, X).gm.graph
+    placeholder = next(iter(graph.nodes))
+    assert module_path(placeholder) == ""
+    assert source_line(placeholder) is None
+
+
+def test_dead_code_goes_and_effects_stay() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(aten.mul.Tensor, (x, 2))
+    kept = [graph.call_function(aten.add_.Tensor, (x, 1)), graph.call_function(aten.rand_like.default, (x,))]
+    graph.call_function(aten.dropout.default, (x, 0.5, False))
+    graph.output((x,))
+    drop_dead_code(graph)
+    assert [n for n in graph.nodes if n.op == "call_function"] == kept
