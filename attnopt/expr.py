@@ -328,7 +328,8 @@ def from_tree(tree: Any, depth: int = 0) -> sp.Basic:
         if name in ("load", "intload"):
             return load(rest[0][1], *[from_tree(a, depth + 1) for a in rest[1:]], integer=name == "intload")
         args = [from_tree(a, depth + 1) for a in rest]
-        mixed = any(is_boolean(a) != (name in ("and", "or", "not") or (name, i) == ("where", 0)) for i, a in enumerate(args))
+        logical = [name in ("and", "or", "not") or (name, i) == ("where", 0) for i in range(len(args))]
+        mixed = any(is_boolean(a) != wanted for a, wanted in zip(args, logical, strict=True))
         if mixed or (name == "pow" and not (args[1].is_Rational and abs(args[1]) <= 16)):
             raise SpecError(f"expression text has a {name!r} node of the wrong kind of arguments.")
         return _NODES[name](*args)
@@ -378,74 +379,6 @@ def load_names(*exprs: sp.Basic) -> list[str]:
 def depends(expr: sp.Basic, *symbols: sp.Symbol) -> bool:
     """Whether the expression mentions one of the symbols (capture names do not count)."""
     return bool(expr.free_symbols & set(symbols))
-
-
-# --- readable form ---------------------------------------------------------------------------------
-
-_INFIX = {sp.Ge: ">=", sp.Gt: ">", sp.Eq: "==", sp.Ne: "!=", sp.Le: "<=", sp.Lt: "<"}
-
-
-def show(expr: sp.Basic) -> str:
-    """One readable line: `s/8 + bias[h, q, k]`, `k <= q and pad[b, k]`."""
-    if isinstance(expr, sp.Rational):
-        return str(expr) if expr.q <= 1024 and abs(expr.p) < 1_000_000 else f"{float(expr):.6g}"
-    if expr in (sp.oo, NEG_INF):
-        return "inf" if expr == sp.oo else "-inf"
-    if isinstance(expr, Load):
-        return f"{expr.args[0].name}[{', '.join(show(a) for a in expr.args[1:])}]"
-    if isinstance(expr, sp.core.relational.Relational):
-        return _show_relation(expr)
-    if isinstance(expr, (sp.And, sp.Or)):
-        word = " and " if isinstance(expr, sp.And) else " or "
-        parts = sorted((show(a) for a in expr.args), key=lambda text: ("[" in text, text))
-        return word.join(f"({p})" if " or " in p or " and " in p else p for p in parts)
-    if isinstance(expr, sp.Not):
-        return f"not ({show(expr.args[0])})"
-    if isinstance(expr, sp.Add):
-        terms = sorted(
-            expr.args, key=lambda t: (not t.has(s), bool(t.is_number), t.could_extract_minus_sign(), show(t))
-        )
-        return reduce(lambda a, t: f"{a} - {t[1:]}" if t.startswith("-") else f"{a} + {t}", map(show, terms))
-    if isinstance(expr, sp.Mul):
-        return _show_product(expr)
-    if isinstance(expr, sp.Pow):
-        return f"{_atom(expr.args[0])}**{_atom(expr.args[1])}"
-    if isinstance(expr, (FloorDiv, Mod)):
-        return f"{_atom(expr.args[0])}{'//' if isinstance(expr, FloorDiv) else ' % '}{_atom(expr.args[1])}"
-    if expr.args:
-        return f"{expr.func.__name__.lower()}({', '.join(show(a) for a in expr.args)})"
-    return str(expr)
-
-
-def _show_relation(rel: sp.Basic) -> str:
-    lhs, rhs = rel.args
-    if isinstance(rel, sp.Ne) and rhs == 0 and isinstance(lhs, IntLoad):
-        return show(lhs)
-    if isinstance(rel, sp.Eq) and rhs == 0 and isinstance(lhs, IntLoad):
-        return f"not {show(lhs)}"
-    if rhs == 0 and isinstance(lhs, sp.Add):
-        minus = [t for t in lhs.args if t.could_extract_minus_sign()]
-        left, right = sp.Add(*[-t for t in minus]), sp.Add(*[t for t in lhs.args if t not in minus])
-        sign = {sp.Gt: "<", sp.Ge: "<="}.get(rel.func, _INFIX[rel.func])
-        return f"{show(left)} {sign} {show(right)}"
-    return f"{show(lhs)} {_INFIX[rel.func]} {show(rhs)}"
-
-
-def _show_product(expr: sp.Mul) -> str:
-    coefficient, rest = expr.as_coeff_Mul()
-    body = "*".join(_atom(a) for a in sp.Mul.make_args(rest))
-    if coefficient == -1:
-        return f"-{body}"
-    if coefficient.p == 1 and 1 < coefficient.q <= 1024:
-        return f"{_atom(rest) if len(sp.Mul.make_args(rest)) == 1 else body}/{coefficient.q}"
-    return f"{show(coefficient)}*{body}" if coefficient != 1 else body
-
-
-def _atom(expr: sp.Basic) -> str:
-    text = show(expr)
-    if isinstance(expr, sp.Symbol):
-        return text
-    return f"({text})" if isinstance(expr, (sp.Add, sp.Mul)) or is_boolean(expr) or text.startswith("-") else text
 
 
 def conjuncts(keep: Boolean) -> Iterable[Boolean]:

@@ -14,6 +14,7 @@ from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
+from attnopt.readable import show
 
 VERSION = 1
 # Text may ask for head tables; more heads than this are a mistake or an attack.
@@ -143,13 +144,13 @@ class AttentionSpec:
         return next(c for c in self.captures if c.name == name)
 
     def __str__(self) -> str:
-        parts = [f"{self.heads}", f"score {ex.show(self.score)}"]
+        parts = [f"{self.heads}", f"score {show(self.score)}"]
         if self.keep != sp.true:
-            parts.append(f"keep {ex.show(self.keep)} (empty row: {self.empty_row.value})")
+            parts.append(f"keep {show(self.keep)} (empty row: {self.empty_row.value})")
         if self.normalizer.sink is not None:
-            parts.append(f"sink {ex.show(self.normalizer.sink)}")
+            parts.append(f"sink {show(self.normalizer.sink)}")
         if self.gate != 1:
-            parts.append(f"gate {ex.show(self.gate)}")
+            parts.append(f"gate {show(self.gate)}")
         if self.dropout:
             parts.append(f"dropout {self.dropout:g}")
         return "; ".join(parts)
@@ -206,7 +207,7 @@ def _verify(spec: AttentionSpec) -> None:
         if len(table) != heads.q or not all(0 <= t < count for t in table):
             raise SpecError(f"{name} must give each of the {heads.q} query heads one of {count} heads: {table}.")
     if not ex.is_boolean(spec.keep):
-        raise SpecError(f"keep must be a boolean expression: {ex.show(spec.keep)}.")
+        raise SpecError(f"keep must be a boolean expression: {show(spec.keep)}.")
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
     if set(spec.returns) - {"lse"}:
@@ -236,11 +237,11 @@ def _check_expression(part: str, expr: sp.Basic, allowed: set[sp.Symbol], spec: 
             if len(indices) != len(capture.shape):
                 raise SpecError(f"{part} loads {name} with {len(indices)} indices; it has {len(capture.shape)}.")
             if not all(i.is_integer for i in indices):
-                raise SpecError(f"{part} loads {name} at an index that is no integer: {ex.show(node)}.")
+                raise SpecError(f"{part} loads {name} at an index that is no integer: {show(node)}.")
             stack.extend(indices)
         elif isinstance(node, sp.Symbol):
             if node not in allowed:
-                raise SpecError(f"{part} mentions {node}, which it may not: {ex.show(expr)}.")
+                raise SpecError(f"{part} mentions {node}, which it may not: {show(expr)}.")
         elif isinstance(node, sp.Basic) and node.func not in ex.KNOWN and node.args:
             raise SpecError(f"{part} contains {node.func.__name__}, which no backend knows.")
         else:

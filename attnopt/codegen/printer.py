@@ -16,6 +16,7 @@ from sympy.logic.boolalg import BooleanFalse, BooleanTrue
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
+from attnopt.readable import show
 
 # In the order of promotion. `i` fits 32 bits; `l` is data of 64 bits.
 KINDS = "bilf"
@@ -161,7 +162,7 @@ class Printer:
         function = sp.exp if isinstance(expr, sp.exp) else expr.func
         row = self.dialect.rows.get(function)
         if row is None:
-            raise SpecError(f"no row prints {function.__name__} in {ex.show(expr)}.")
+            raise SpecError(f"no row prints {function.__name__} in {show(expr)}.")
         special = _special(expr)
         if special is not None:
             return self._template(*special)
@@ -170,7 +171,7 @@ class Printer:
 
     def _ordered(self, expr: sp.Basic) -> list[sp.Basic]:
         """Arguments in a stable order, scalars first, so that they meet before any broadcast."""
-        return sorted(expr.args, key=lambda a: (ex.depends(a, ex.k, ex.s), not a.is_number, ex.show(a)))
+        return sorted(expr.args, key=lambda a: (ex.depends(a, ex.k, ex.s), not a.is_number, show(a)))
 
     def _template(self, row: Row, args: list[Value | sp.Basic]) -> Value:
         values = [self.visit(a) if isinstance(a, sp.Basic) else a for a in args]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnopt import expr as ex
+from attnopt.readable import show
 from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.spec import AttentionSpec
 
@@ -49,7 +50,7 @@ def outside(
                     continue
             low, high = _range(index, guards, extents, sizes, tensors, q.device)
             if low <= high and (low < 0 or high >= size):
-                return f"{ex.show(load)} reads {name} at {low}..{high} along dimension {dim} of size {size}"
+                return f"{show(load)} reads {name} at {low}..{high} along dimension {dim} of size {size}"
     return None
 
 

@@ -13,6 +13,7 @@ from sympy.logic.boolalg import BooleanFalse, BooleanTrue
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
+from attnopt.readable import show
 
 
 def _to_int(x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +117,7 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
         return torch.tensor(float(expr), dtype=_constant_dtype(scope.dtype), device=scope.device)
     function = _TABLE.get(sp.exp if isinstance(expr, sp.exp) else expr.func)
     if function is None:
-        raise SpecError(f"the reference cannot evaluate {expr.func.__name__} in {ex.show(expr)}.")
+        raise SpecError(f"the reference cannot evaluate {expr.func.__name__} in {show(expr)}.")
     return function(*_arguments(expr, [evaluate(a, scope) for a in expr.args], scope))
 
 

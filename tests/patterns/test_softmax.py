@@ -81,7 +81,11 @@ def test_spelling_has_the_same_gradients(spelling: Spelling) -> None:
 
 
 DECLINES = (
-    ("scores_only", lambda q, k, v: torch.softmax(q * k.mean(), -1) @ q.mT, "no contraction of queries and keys makes the scores"),
+    (
+        "scores_only",
+        lambda q, k, v: torch.softmax(q * k.mean(), -1) @ q.mT,
+        "no contraction of queries and keys makes the scores",
+    ),
     ("softmax_over_queries", lambda q, k, v: (q @ k.mT).softmax(-2) @ v, "the softmax does not run over the keys"),
     (
         "weights_changed",
