@@ -168,10 +168,10 @@ def _build(
     original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph)) if settings.validate else None
     found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, captured.scalars, options)]
     if options.dump:
-        pipeline.dump(options.dump, captured.gm, found, "01_found")
+        pipeline.dump(options.dump, captured.gm, found, "00_captured")
     found = pipeline.lower(captured.gm, found)
     if options.dump:
-        pipeline.dump(options.dump, captured.gm, found, "02_lowered")
+        pipeline.dump(options.dump, captured.gm, found, "01_lowered")
     compiled = Compiled(captured, captured.gm, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:
