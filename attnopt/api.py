@@ -19,7 +19,7 @@ from attnopt.passes import approximate
 from attnopt.passes.tolerance import Calibration, Tolerance
 from attnopt.region import Region
 from attnopt.report import Report, Site
-from attnopt.runtime import dispatch, op  # noqa: F401  (registers attnopt::attention)
+from attnopt.runtime import dispatch
 from attnopt.validation import validate_graphs
 
 log = logging.getLogger("attnopt")

@@ -16,7 +16,7 @@ from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import normalize
 from attnopt.options import Options
 from attnopt.report import Report
-from attnopt.runtime import dispatch, op  # noqa: F401  (registers attnopt::attention)
+from attnopt.runtime import dispatch
 
 log = logging.getLogger("attnopt")
 RESTS = ("inductor", "eager")

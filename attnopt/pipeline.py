@@ -19,6 +19,7 @@ from attnopt.passes.base import check_order, run
 from attnopt.passes.lower import Lowering
 from attnopt.region import Region
 from attnopt.report import Site
+from attnopt.runtime import op  # noqa: F401  (registers attnopt::attention)
 
 log = logging.getLogger("attnopt")
 
