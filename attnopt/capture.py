@@ -87,7 +87,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            apart, named = _apart(args, kwargs)
+            program = torch.export.export(model, apart, named, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()
         raise CaptureError(
@@ -95,6 +96,20 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             f"{first[0] if first else ''}"
         ) from error
     return _from_program(program, model.training)
+
+
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs with every repeated tensor copied: given twice, one tensor would be traced as one input for good."""
+    seen: set[int] = set()
+
+    def copy_repeated(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        repeated = id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad) if repeated else leaf
+
+    return pytree.tree_map(copy_repeated, (args, kwargs))  # type: ignore[return-value]
 
 
 def _from_program(program: torch.export.ExportedProgram, training: bool) -> Captured:

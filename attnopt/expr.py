@@ -233,7 +233,8 @@ def _relation(rel: sp.Basic) -> Boolean:
     if isinstance(rel, (sp.Lt, sp.Le)):
         e = -e
     strict = isinstance(rel, (sp.Lt, sp.Gt))
-    if e.is_integer:
+    # Over coordinates `a < b` is `a + 1 <= b`; loaded integers may be as large as their type, where + 1 overflows.
+    if e.is_integer and not (strict and e.has(IntLoad)):
         return _nonnegative(e - 1 if strict else e)
     return sp.Gt(e, 0) if strict else sp.Ge(e, 0)
 
@@ -379,6 +380,17 @@ def load_names(*exprs: sp.Basic) -> list[str]:
 def depends(expr: sp.Basic, *symbols: sp.Symbol) -> bool:
     """Whether the expression mentions one of the symbols (capture names do not count)."""
     return bool(expr.free_symbols & set(symbols))
+
+
+def sides(expr: sp.Basic) -> tuple[sp.Basic, ...]:
+    """The arguments to evaluate. A comparison with zero is evaluated as a comparison of its two sides: no difference
+    of large integers can overflow, and infinities compare with one another.
+    """
+    if isinstance(expr, sp.core.relational.Relational) and expr.args[1] == 0 and isinstance(expr.args[0], sp.Add):
+        left = [t for t in expr.args[0].args if not t.could_extract_minus_sign()]
+        right = [-t for t in expr.args[0].args if t.could_extract_minus_sign()]
+        return sp.Add(*left), sp.Add(*right)
+    return tuple(expr.args)
 
 
 def conjuncts(keep: Boolean) -> Iterable[Boolean]:

@@ -166,7 +166,7 @@ class Printer:
         special = _special(expr)
         if special is not None:
             return self._template(*special)
-        args = self._ordered(expr) if row.fold else list(expr.args)
+        args = self._ordered(expr) if row.fold else list(ex.sides(expr))
         return self._template(row, [self.visit(a) for a in args])
 
     def _ordered(self, expr: sp.Basic) -> list[sp.Basic]:

@@ -11,6 +11,7 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.errors import Decline
+from attnopt.functional import WRITES
 from attnopt.graph import value
 from attnopt.passes.line import draw
 from attnopt.region import Line, Operand, Region
@@ -30,6 +31,8 @@ class Lowering:
         """Replace the region's output by the operator. Returns the operator's node."""
         if region.spec.dropout:
             return Decline("dropout is active; the site stays as it is while the model trains", region.anchor)
+        if region.output.meta.get(WRITES):
+            return Decline("the output is written in place in a way that cannot be made pure", region.output)
         scalars = [self._scalar(region, symbol) for symbol in region.scalars.values()]
         for scalar in scalars:
             if isinstance(scalar, Decline):
@@ -46,7 +49,7 @@ class Lowering:
         call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
         region.output.replace_all_uses_with(out)
-        _views_to_reshapes(out)
+        _keep_strides(self.graph, out)
         return call
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
@@ -67,9 +70,10 @@ class Lowering:
         for place, name in enumerate(order):
             if name not in present:
                 node = self._call(aten.unsqueeze.default, node, place)
-        if any(b not in present for b in region.batch):
-            sizes = [self._extent(region, b) for b in region.batch]
-            node = self._call(aten.expand.default, node, [*sizes, -1, -1, -1])
+        heads = region.spec.heads.q if operand is region.query and "h" not in present else -1
+        if heads > 1 or any(b not in present for b in region.batch):
+            sizes = [self._extent(region, b) for b in region.batch or ()] or [-1]
+            node = self._call(aten.expand.default, node, [*sizes, heads, -1, -1])
         if len(region.batch) > 1:
             node = self._call(aten.flatten.using_ints, node, 0, len(region.batch) - 1)
         return node
@@ -164,19 +168,38 @@ def _after(node: fx.Node) -> fx.Node:
     return following
 
 
-def _views_to_reshapes(out: fx.Node) -> None:
-    """`view` needs the source's strides; downstream of the new output it becomes `reshape`, which does not."""
-    queue, views = (
-        [out],
-        {aten.view.default, aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim},
-    )
-    seen = set(queue)
+# Operators that read memory rather than elements: they see the strides that the source had.
+_BY_STRIDE = (
+    aten.as_strided.default,
+    aten.view.dtype,
+    aten.view_as_complex.default,
+    aten.view_as_real.default,
+)
+
+
+def _descendants(out: fx.Node) -> set[fx.Node]:
+    queue, seen = [out], {out}
     while queue:
         for user in queue.pop().users:
-            if user in seen or user.op != "call_function":
-                continue
-            seen.add(user)
-            if user.target is aten.view.default:
-                user.target = aten.reshape.default
-            if user.target in views or user.target is aten.reshape.default:
+            if user not in seen:
+                seen.add(user)
                 queue.append(user)
+    return seen
+
+
+def _keep_strides(graph: fx.Graph, out: fx.Node) -> None:
+    """The new output lies otherwise in memory than the source's, whose strides later operators may rely on.
+
+    `view` becomes `reshape`, which does not; before an operator that reads memory the output is made contiguous.
+    """
+    later = _descendants(out)
+    for node in later:
+        if node.op == "call_function" and node.target is aten.view.default:
+            node.target = aten.reshape.default
+    if any(node.op == "call_function" and node.target in _BY_STRIDE for node in later):
+        users = list(out.users)
+        with graph.inserting_after(out):
+            copy = graph.call_function(aten.clone.default, (out,), {"memory_format": torch.contiguous_format})
+        copy.meta = dict(out.meta)
+        for user in users:
+            user.replace_input_with(out, copy)

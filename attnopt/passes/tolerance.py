@@ -154,7 +154,9 @@ class Calibration:
                 gap += (new.double() - old.double()).masked_fill(same, 0.0).square().sum().item()
                 size += old.double().masked_fill(~old.isfinite(), 0.0).square().sum().item()
                 after += float(self.loss(flat)) / len(before)
-        relative = math.sqrt(gap / size) if size > 0 else 0.0 if gap == 0 else math.inf
+        # Outputs without a single finite value measure nothing, and what was not measured is not within a tolerance.
+        measured = all(bool(old.isfinite().any()) for old, _ in before if old.numel())
+        relative = math.sqrt(gap / size) if size > 0 else 0.0 if gap == 0 and measured else math.inf
         return Change(relative, sum(loss for _, loss in before) / len(before), after)
 
 

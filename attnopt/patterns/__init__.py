@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,8 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.patterns import sdpa, softmax
 from attnopt.region import Region
+
+log = logging.getLogger("attnopt")
 
 PATTERNS = (
     ("sdpa", sdpa.match),
@@ -24,7 +27,11 @@ def find(
     found = []
     for node in graph.nodes:
         for name, match in PATTERNS:
-            result = match(node, constants or {})
+            try:
+                result = match(node, constants or {})
+            except Exception as error:  # a miss is never an error: what cannot be read stays as it is
+                log.debug("%s at %s", name, node, exc_info=True)
+                result = Decline(f"the site could not be read: {error}", node)
             if result is not None:
                 found.append((node, name, result))
                 break

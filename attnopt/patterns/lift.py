@@ -29,6 +29,7 @@ _CONSTANTS = {
     "aten::scalar_tensor": None,
 }  # fmt: skip
 _LARGE = 48
+_NARROW = (torch.uint8, torch.int8, torch.int16)
 # Ends the name of a load that stands for the product inside a `baddbmm`, without what it is added to.
 PRODUCT = "_product"
 
@@ -94,6 +95,8 @@ class Lifter:
             found = self._compute(node, op_name(node), index)
         except NotImplementedError:
             found = None
+        if found is not None and _overflows(found, seen.dtype):
+            found = None
         if found is not None and (self.deep or self._contains_contraction(found) or not _costly(found)):
             return found
         line = None if self.deep or found is None else self._line(node, index)
@@ -158,6 +161,8 @@ class Lifter:
         return None
 
     def _pointwise(self, node: fx.Node, name: str, index: Index) -> sp.Basic:
+        if value(node).dtype in _NARROW:
+            raise NotImplementedError("arithmetic of narrow integers, which wraps around")
         given = [self._broadcast(x, index) for x in node.args]
         named = {k: self._broadcast(x, index) for k, x in node.kwargs.items() if k not in ("dtype", "out")}
         if "rounding_mode" in node.kwargs:
@@ -174,6 +179,8 @@ class Lifter:
         old, new = value(node.args[0]).dtype, value(node).dtype
         if new == torch.bool:
             return ex.truth(inner)
+        if new in _NARROW and old not in (torch.bool, new):
+            raise NotImplementedError("a cast to narrow integers, which wraps around")
         if new.is_floating_point or not old.is_floating_point:
             return ex.as_number(inner)
         return ex.Trunc(ex.as_number(inner))
@@ -184,11 +191,25 @@ class Lifter:
         found = ex.load(node.name, *index, integer=not dtype.is_floating_point)
         return sp.Ne(found, 0) if dtype == torch.bool else found
 
+    def finite(self, name: str) -> bool:
+        """Whether a loaded tensor is no mask: parameters and what is gathered or multiplied out of them are finite."""
+        node = self.nodes.get(name)
+        parameter = isinstance(node, fx.Node) and node.op == "placeholder" and str(node.target).startswith("p_")
+        return isinstance(node, Line) or parameter or op_name(node) in (*CONTRACTIONS, "aten::embedding")
+
     def _contains_contraction(self, found: sp.Basic) -> bool:
         names = (load.args[0].name for load in found.atoms(ex.Load))
         return any(
             n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names
         )
+
+
+def _overflows(found: sp.Basic, dtype: torch.dtype) -> bool:
+    """Whether a constant is beyond the dtype, where the source has an infinity: finfo(float32).min in bfloat16."""
+    if not dtype.is_floating_point:
+        return False
+    limit = sp.Rational(torch.finfo(dtype).max)
+    return any(abs(c) > limit for c in found.atoms(sp.Rational))
 
 
 def _constant(x: Any) -> sp.Basic:

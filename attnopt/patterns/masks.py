@@ -8,6 +8,7 @@ gradient reaches them; autograd of the source's addition would pass one through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sympy as sp
@@ -29,12 +30,19 @@ class Masked:
     empty_row: EmptyRow
 
 
-def split(logit: sp.Expr) -> Masked:
-    """The logit as score and mask, exactly."""
+def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True) -> Masked:
+    """The logit as score and mask, exactly.
+
+    `finite` says of a loaded tensor whether its values are finite for certain. A huge negative fill is a mask only
+    above scores that are: where another mask makes all kept scores -inf, the filled ones take the whole weight.
+    """
     score, keep = _peel(logit, infinite=True)
     if keep != sp.true:
         return Masked(score, keep, EmptyRow.NAN)
     score, keep = _peel(logit, infinite=False)
+    loaded = [load for load in score.atoms(ex.Load) if not isinstance(load, ex.IntLoad)]
+    if score.has(ex.NEG_INF) or not all(finite(load.args[0].name) for load in loaded):
+        return Masked(logit, sp.true, EmptyRow.NAN)
     return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true else EmptyRow.NAN)
 
 

@@ -73,8 +73,17 @@ def resolve(place: Place, frame: Any, lifter: Lifter, role: str) -> Resolved | D
     best: Resolved | None = None
     for node, index, factor in walk(place, lifter):
         found = _clean(node, index, place, frame, factor)
+        if found is not None and role == "query" and not _own_heads(found, frame.heads):
+            continue
         best = found or best
     return best or Decline(f"the {role} is not a tensor by batch, head, position and feature", place.node)
+
+
+def _own_heads(found: Resolved, heads: int) -> bool:
+    """Whether query head h is the operand's head h: queries have no head table. One without heads is broadcast."""
+    if found.heads == 1 and "h" not in found.operand.dims:
+        return True
+    return found.heads == heads and found.table == tuple(range(heads))
 
 
 def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Expr) -> Resolved | None:

@@ -26,6 +26,13 @@ def _div(x: Any, y: Any, rounding_mode: str | None = None) -> sp.Expr:
     return x / y
 
 
+def _remainder(x: Any, y: Any) -> sp.Expr:
+    x, y = num(x), num(y)
+    if not (x.is_integer and y.is_integer):
+        raise NotImplementedError("the remainder of a float")
+    return Mod(x, y)
+
+
 def _power(x: Any, y: Any) -> sp.Expr:
     if y.is_Integer and 0 <= y <= 4:
         return num(x) ** y
@@ -85,7 +92,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::mul": _mul,
     "aten::div": _div,
     "aten::floor_divide": lambda x, y: _div(x, y, "floor"),
-    "aten::remainder": lambda x, y: Mod(num(x), num(y)),
+    "aten::remainder": _remainder,
     "aten::neg": lambda x: _mul(num(x), sp.S.NegativeOne),
     "aten::abs": lambda x: sp.Abs(num(x)),
     "aten::sign": lambda x: sp.sign(num(x)),

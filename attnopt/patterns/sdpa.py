@@ -66,5 +66,5 @@ def _masked(a: dict[str, object], index: Index, score: sp.Expr, lifter: Lifter) 
     mask = lifter.lift(a["attn_mask"], trailing(a["attn_mask"], index))  # type: ignore[arg-type]
     if ex.is_boolean(mask):
         return Masked(score, mask, EmptyRow.ZERO)
-    found = split(score + mask)
+    found = split(score + mask, lifter.finite)
     return Masked(found.score, found.keep, EmptyRow.ZERO if found.empty_row is EmptyRow.NAN else found.empty_row)

@@ -22,7 +22,7 @@ from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, resolve
 from attnopt.patterns.views import Index, shape
 from attnopt.region import Line, Operand, Region
-from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Softmax
+from attnopt.spec import AttentionSpec, Capture, Heads, Softmax
 
 width = sp.Symbol("width", integer=True, nonnegative=True)
 
@@ -103,6 +103,8 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     score = parts.masked.score.xreplace({ex.s: scale * ex.s}) if scale != 1 else parts.masked.score
     extents = _Extents(frame, parts.output.graph)
     exprs = {"score": score, "keep": parts.masked.keep, "gate": parts.gate * maps["value"].factor}
+    if any(where.args[0].has(ex.s) for where in score.atoms(ex.Where)) or parts.masked.keep.has(ex.s):
+        return Decline("scores are compared with one another; rounding could decide differently", parts.anchor)
     exprs = {name: extents.rename(ex.canon(e)) for name, e in exprs.items()}
     captures, exprs = _captures(exprs, lifter, frame)
     if isinstance(captures, Decline):
@@ -113,12 +115,13 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     )  # fmt: skip
     spec = AttentionSpec(
         heads=heads, score=exprs["score"], keep=exprs["keep"], normalizer=Softmax(), gate=exprs["gate"],
-        empty_row=parts.masked.empty_row if exprs["keep"] != sp.true else EmptyRow.NAN,
+        empty_row=parts.masked.empty_row,
         dropout=parts.dropout, scalars=tuple(extents.scalars),
         captures=tuple(_capture(name, operand) for name, operand in captures.items()),
     ).canonical()  # fmt: skip
     try:
         spec.verify()
+        spec = AttentionSpec.parse(spec.text)
     except SpecError as error:
         return Decline(f"the attention was read but cannot be expressed: {error}", parts.anchor)
     changed = _changed({*lifter.read, *(o.node for o in operands.values())}, parts.output)

@@ -21,7 +21,11 @@ from attnopt.patterns.views import CASTS, VIEWS, Index, shape
 from attnopt.region import Region
 
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax"}
-_BETWEEN = {"aten::dropout", "aten::mul", "aten::div", *VIEWS, *CASTS}
+# What may stand between the weights and the values; whether it changes them is read, not assumed.
+_BETWEEN = {
+    "aten::dropout", "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::masked_fill", "aten::nan_to_num",
+    "aten::clamp", *VIEWS, *CASTS,
+}  # fmt: skip
 
 
 def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
@@ -99,7 +103,7 @@ def _scores(
             continue
         framed.sizes.sizes[ex.d] = extent(product)
         places = Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width)
-        masked = split(logit.xreplace({load: ex.s}))
+        masked = split(logit.xreplace({load: ex.s}), lifter.finite)
         parts = Parts("softmax", node, output, masked, *places, gate, 1 - math.prod(1 - p for p in dropout.values()))
         region = build(parts, framed, lifter)
         if isinstance(region, Region):

@@ -92,7 +92,11 @@ def _slice(a: dict[str, Any], index: Index, out: list[sp.Expr], sizes: Sizes) ->
     dim, old = _wrap(a["dim"], len(index)), list(index)
     start = size(a["start"]) if a.get("start") is not None else sp.S.Zero
     if start.is_negative:
-        start += shape(a["self"])[dim]
+        start = start + shape(a["self"])[dim]
+        if not start.is_nonnegative:
+            if not start.is_negative:
+                raise NotImplementedError("a slice that may begin before the first element")
+            start = sp.S.Zero
     old[dim] = old[dim] * size(a.get("step", 1)) + start
     return a["self"], old
 

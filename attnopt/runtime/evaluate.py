@@ -118,7 +118,7 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
     function = _TABLE.get(sp.exp if isinstance(expr, sp.exp) else expr.func)
     if function is None:
         raise SpecError(f"the reference cannot evaluate {expr.func.__name__} in {show(expr)}.")
-    return function(*_arguments(expr, [evaluate(a, scope) for a in expr.args], scope))
+    return function(*_arguments(expr, [evaluate(a, scope) for a in ex.sides(expr)], scope))
 
 
 _FLOAT_FUNCTIONS = (sp.exp, sp.log, sp.tanh, sp.sin, sp.cos, sp.erf)
