@@ -127,7 +127,7 @@ SPELLINGS = (
     Spelling("prefix", _prefix, "4 heads, d=8; score s; keep k <= 3 or k <= q (empty row: nan)"),
     Spelling("alibi", _alibi, "4 heads, d=8; score s/2 + (k - q)*bias[h]"),
     Spelling("soft_cap", _soft_cap, f"4 heads, d=8; score 30*tanh(s/30); {CAUSAL_TL}"),
-    Spelling("slices_assigned", _slices_assigned, "4 heads, d=8; score s; keep where(3 <= k, 1, 0) + where(3 <= q, -1, 0) == 0 (empty row: nan)", ((2, 4, Q, 8),) * 3),
+    Spelling("slices_assigned", _slices_assigned, "4 heads, d=8; score s; keep where(3 <= k, -1, 0) + where(3 <= q, 1, 0) == 0 (empty row: nan)", ((2, 4, Q, 8),) * 3),
     Spelling("dense_bias", lambda q, k, v, bias: _softmax(q @ k.mT + bias, v), "4 heads, d=8; score s + bias[h, q, k]", extra=(_BIAS,)),
     Spelling("mask_in_place", _mask_in_place, "4 heads, d=8; score s/4; keep mask[b, k] (empty row: nan)", extra=(_PAD,)),
     Spelling("additive_min", _additive, "4 heads, d=8; score 0.353553*s; keep mask[b, k] (empty row: uniform)", extra=(_PAD_ROWS,)),

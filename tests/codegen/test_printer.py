@@ -32,7 +32,7 @@ ROWS = [
     (s / 8, "(splat_f(0.125f) * s)", "f", True),
     (k + 3, "(splat_i(3) + k)", "i", True),
     (s + k, "(to_float(k) + s)", "f", True),
-    (sp.Ge(q - k, 0), "to_bool((splat_i(q) + (splat_i((-1)) * k)) >= splat_i(0))", "b", True),
+    (sp.Ge(q - k, 0), "to_bool(splat_i(q) >= k)", "b", True),
     (sp.Not(sp.Eq(k, 3), evaluate=False), "not_(to_bool(k == splat_i(3)))", "b", True),
     (ex.Maximum(s, 1), "maximum(s, splat_f(float(1)))", "f", True),
     (ex.Trunc(s), "to_int(trunc_(s))", "i", True),

@@ -18,7 +18,7 @@ from tests.specs import Sizes, case
 # What is broken, the case it is broken in, the text of the kernel, what it becomes.
 MUTATIONS = (
     ("drops the scale", "scale", "* kScale", "* 1.0f"),
-    ("causal is off by one", "causal", "k)) >= splat_i(0)", "k)) >= splat_i(1)"),
+    ("causal is off by one", "causal", "splat_i(q) >= k", "splat_i(q) > k"),
     ("causal range ends a key early", "causal", "minimum(n_k, q1)", "minimum(n_k, q1 - 1)"),
     ("skips the rescale", "scale", "exp_negative(splat_f(running_max - shift))[0]", "1.0f"),
     ("forgets the earlier sum", "scale", "running_sum * scale + sum_lanes(sum)", "sum_lanes(sum)"),

@@ -340,7 +340,7 @@ float logits(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int beg
   const VF nothing = splat_f(-INFINITY);
   VF top = nothing;
   const uint8_t* pad_row0 = a.pad + b * a.pad_stride[0];
-  const int64_t row0 = (-1) * n_q;
+  const int64_t row0 = n_k + q;
   const auto element = [&](int j, int valid, auto ragged) __attribute__((always_inline)) {
     constexpr bool kRagged = decltype(ragged)::value;
     VF s = load(x + j);
@@ -351,7 +351,7 @@ float logits(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int beg
       logit = select(to_bool(pad_0 != splat_i(0)), logit, nothing);
     }
     if constexpr (kMasked) {
-      logit = select(to_bool((splat_i(((row0 + n_k) + q)) + (splat_i((-1)) * k)) >= splat_i(0)), logit, nothing);
+      logit = select(to_bool(splat_i(row0) >= (splat_i(n_q) + k)), logit, nothing);
     }
     if constexpr (kRagged) logit = select(kIota < valid, logit, nothing);
     if constexpr (kRagged || kMasked || kChanges) store(x + j, logit);

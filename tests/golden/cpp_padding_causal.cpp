@@ -348,7 +348,7 @@ float logits(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int beg
       logit = select(to_bool(pad_0 != splat_i(0)), logit, nothing);
     }
     if constexpr (kMasked) {
-      logit = select(to_bool((splat_i(q) + (splat_i((-1)) * k)) >= splat_i(0)), logit, nothing);
+      logit = select(to_bool(splat_i(q) >= k), logit, nothing);
     }
     if constexpr (kRagged) logit = select(kIota < valid, logit, nothing);
     if constexpr (kRagged || kMasked || kChanges) store(x + j, logit);
