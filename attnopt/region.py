@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attnopt.spec import AttentionSpec
@@ -49,7 +49,6 @@ class Region:
         inner: every node between the operands and the output.
         escapes: inner values that are also used elsewhere, such as returned weights; they stay in the graph.
         pattern, source, module_path: which pattern found it, and where the user wrote it.
-        projections: parameter rows that make each head, if they were found.
     """
 
     spec: AttentionSpec
@@ -68,8 +67,6 @@ class Region:
     inner: frozenset[Any] = frozenset()
     escapes: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
-    projections: Any = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Region:
         """The region with other fields."""
