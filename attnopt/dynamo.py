@@ -121,10 +121,7 @@ def compile_with_dynamo(
     """The other way: graphs as Dynamo breaks them, compiled while the model runs once on the inputs."""
     if any(getattr(r, "contract", None) is not None for r in settings.rewrites):
         raise CaptureError(f"approximate rewrites need a whole graph, and there is none. {why}")
-    from attnopt.module import bind_states
-
-    source = bind_states(fast)
-    compiled = DynamoModule(source, settings.rest, settings.options, True if settings.dynamic_shapes else None)
+    compiled = DynamoModule(fast._source, settings.rest, settings.options, True if settings.dynamic_shapes else None)
     try:
         with torch.no_grad():
             compiled(args, kwargs)

@@ -119,7 +119,7 @@ def _restore(
 def full_size(fast: OptimizedModule) -> nn.Module:
     """The module to capture: the original's code needs parameters of the original's shapes, whatever their values."""
     if not any(decision.cuts for decision in fast._decisions or ()):
-        return bind_states(fast)
+        return fast._source  # type: ignore[no-any-return]
     source, done = share(fast._source), set()
     for name, _, _, shape in (cut for decision in fast._decisions for cut in decision.cuts):
         if name not in done:
@@ -129,10 +129,4 @@ def full_size(fast: OptimizedModule) -> nn.Module:
             assert small is not None
             held[leaf] = nn.Parameter(small.new_empty(shape), small.requires_grad)
             done.add(name)
-    return source
-
-
-def bind_states(fast: OptimizedModule) -> nn.Module:
-    """The copy of the original on which `fast` captures, with the parameters and buffers that `fast` has now."""
-    source: nn.Module = fast._source
     return source

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import attnopt
 from attnopt.runtime.validate import compare
-from tests.modules import Function
+from tests.modules import Function, SelfAttention
 
 MIN, INF = torch.finfo(torch.float32).min, float("inf")
 B, H, S, D = 2, 4, 9, 8
@@ -73,6 +73,8 @@ CASES = (
          (KEEP.byte(),), (LEFT.byte(),)),
     Case("remainder_of_floats", lambda q, k, v, a: attend(q, k, v, lambda s: s.masked_fill((a % 2.0)[None, :] > 0, -5)),
          (torch.zeros(S),), (torch.linspace(0, 3, S),)),
+    Case("constant_beyond_its_type", lambda q, k, v, m: attend(q, k, v, lambda s: s + ((1 - m.float()) * MIN).to(torch.bfloat16)[:, None, None]),
+         (KEEP,), (KEEP & (torch.arange(B) > 0)[:, None],)),
     Case("flipped_query_heads", lambda q, k, v: attend(q.flip(1), k, v)),
     Case("one_query_head_for_all", lambda q, k, v: attend(q[:, :1], k, v)),
     Case("heads_split_from_one_tensor", _split_heads),
@@ -112,3 +114,12 @@ def test_an_output_that_strays_is_not_accepted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("attnopt.api._MOST_CHANGE", -1.0)
     fast = attnopt.optimize(Function(attend), QKV)
     assert "moved although every site agrees" in fast.report.sites[0].reason
+
+
+def test_calibration_that_measures_nothing_refuses_a_rewrite() -> None:
+    model = SelfAttention()
+    unusable = torch.full((2, 5, 16), float("nan"))
+    prune = attnopt.rewrites.PruneHeads(fraction=0.25, score="magnitude")
+    fast = attnopt.optimize(model.eval(), (unusable,), rewrites=[prune], tolerance=1e-6, validate=False)
+    assert fast.report.rewritten == 0
+    assert any("refused" in note for note in fast.report.notes)
