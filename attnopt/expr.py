@@ -250,6 +250,8 @@ def _equality(rel: sp.Basic, e: sp.Expr) -> Boolean:
     e = _primitive(e)
     if e.is_number:
         return sp.true if (e == 0) == isinstance(rel, sp.Eq) else sp.false
+    if rel.func(e, 0) in (sp.true, sp.false):  # `1 - 2*k == 0` never holds over the integers
+        return rel.func(e, 0)
     return rel.func(min((e, sp.expand(-e)), key=_text), 0, evaluate=False)
 
 

@@ -66,6 +66,11 @@ def test_text_round_trip(expr: sp.Basic) -> None:
     assert show(found)
 
 
+def test_an_equation_without_solutions_is_false() -> None:
+    assert ex.canon(sp.Eq(-2 * k - 1, 2 * k - 3, evaluate=False)) == sp.false
+    assert ex.canon(sp.Ne(2 * q, 1, evaluate=False)) == sp.true
+
+
 CAUSAL = (
     k <= q, q >= k, k < q + 1, sp.Not(k > q), q - k >= 0, 2 * k <= 2 * q, sp.Not(sp.Ge(k - q, 1)), ~(q < k), k - q < 1,
     3 * k < 3 * q + 1, sp.Eq(ex.Where(k > q, sp.S.One, sp.S.Zero), 0), ex.truth(ex.Where(k > q, sp.S.Zero, sp.S.One)),
