@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from attnopt.api import explain, optimize
     from attnopt.errors import AttnoptError
     from attnopt.options import Options
+    from attnopt.pattern import Pattern
+    from attnopt.patterns import PATTERNS
     from attnopt.report import Report
     from attnopt.spec import AttentionSpec
 
 __all__ = [
+    "PATTERNS",
     "AttentionSpec",
     "AttnoptError",
     "Options",
+    "Pattern",
     "Report",
     "__version__",
     "explain",
@@ -35,6 +39,8 @@ _HOMES = {
     "AttentionSpec": "attnopt.spec",
     "AttnoptError": "attnopt.errors",
     "Options": "attnopt.options",
+    "Pattern": "attnopt.pattern",
+    "PATTERNS": "attnopt.patterns",
     "Report": "attnopt.report",
 }
 

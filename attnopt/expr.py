@@ -22,6 +22,8 @@ b, h, q, k, d = sp.symbols("b h q k d", integer=True, nonnegative=True)
 # Sizes that are known only at run time: batch, heads, queries, keys.
 n_b, n_h, n_q, n_k = sp.symbols("n_b n_h n_q n_k", integer=True, positive=True)
 COORDINATES = (b, h, q, k)
+# Sums over a row's keys, of the weights and of their absolute values: what a pointwise normaliser divides by.
+t, a = sp.symbols("t a", real=True)
 SIZES = (n_b, n_h, n_q, n_k)
 NEG_INF = sp.S.NegativeInfinity
 
@@ -293,7 +295,7 @@ _NODES: dict[str, Any] = {
 _NAMES = {cls: name for name, cls in _NODES.items()}
 KNOWN = frozenset({*_NODES.values(), sp.exp})
 _UNORDERED = {"add", "mul", "and", "or"}
-_SYMBOLS = {x.name: x for x in (s, *COORDINATES, d, *SIZES)}
+_SYMBOLS = {x.name: x for x in (s, *COORDINATES, d, *SIZES, t, a)}
 
 
 def scalar(name: str) -> sp.Symbol:

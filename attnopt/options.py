@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from attnopt.errors import OptionError
+from attnopt.pattern import Pattern, checked
 
 KERNELS = ("auto", "cpp", "sdpa", "reference")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Settings of one optimisation. Every field has an environment twin, `ATTNOPT_<NAME>`.
+    """Settings of one optimisation. Every field but `patterns` has an environment twin, `ATTNOPT_<NAME>`.
 
     Attributes:
         kernel: which kernels to use: `auto` (the best that works here), `cpp`, `sdpa` or `reference`.
@@ -27,6 +28,8 @@ class Options:
         fuel: stop after this many rewritten sites (bisecting); -1 means no limit.
         dump: folder that receives graphs, specs and generated kernels; None means no dump.
         disable: leave every model as it is.
+        patterns: how attention is recognised, in order: the first that claims a node wins. None means
+            `attnopt.PATTERNS`; add one with `patterns=(*attnopt.PATTERNS, mine)`.
     """
 
     kernel: str = "auto"
@@ -38,6 +41,7 @@ class Options:
     fuel: int = -1
     dump: str | None = None
     disable: bool = False
+    patterns: tuple[Pattern, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kernel not in KERNELS:
@@ -45,6 +49,8 @@ class Options:
         for name in ("compile_timeout", "lock_timeout"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"option {name}={getattr(self, name)!r} must be a positive number of seconds.")
+        if self.patterns is not None:
+            object.__setattr__(self, "patterns", checked(self.patterns))
 
     @classmethod
     def make(cls, given: Options | Mapping[str, object] | None = None) -> Options:
@@ -76,7 +82,7 @@ def _from_environment() -> dict[str, object]:
     values: dict[str, object] = {}
     for field in fields(Options):
         text = os.environ.get(f"ATTNOPT_{field.name.upper()}")
-        if text is not None and text != "":
+        if text is not None and text != "" and field.name != "patterns":
             values[field.name] = _parse(field.name, str(field.type), text)
     return values
 

@@ -64,7 +64,7 @@ def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Option
     found: list[Found] = []
     if options.disable:
         return found
-    for anchor, pattern, result in patterns.find(graph, constants):
+    for anchor, pattern, result in patterns.find(graph, constants, options.patterns):
         notes: tuple[Decline, ...] = ()
         if isinstance(result, Region):
             if 0 <= options.fuel <= sum(isinstance(f.result, Region) for f in found):
@@ -89,6 +89,7 @@ def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
             if isinstance(call, Decline):
                 result = call
         out.append(Found(item.anchor, item.pattern, result, item.notes))
+    lowering.finish()
     drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()

@@ -14,9 +14,12 @@ from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
+from attnopt.normalizer import Normalizer, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
 from attnopt.readable import show
 
-VERSION = 1
+__all__ = ["AttentionSpec", "Capture", "EmptyRow", "Heads", "Normalizer", "Pointwise", "Softmax"]
+
+VERSION = 2
 # Text may ask for head tables; more heads than this are a mistake or an attack.
 _MOST = 1 << 16
 
@@ -65,13 +68,6 @@ class Capture:
 
 
 @dataclass(frozen=True)
-class Softmax:
-    """Exponentials that sum to one. `sink`: a logit per head that joins the denominator only."""
-
-    sink: sp.Expr | None = None
-
-
-@dataclass(frozen=True)
 class AttentionSpec:
     """The mathematics of one attention site.
 
@@ -82,10 +78,11 @@ class AttentionSpec:
         score: logit as an expression in `s`, the coordinates `b, h, q, k`, sizes, scalars and loads.
         keep: boolean expression; True means that the query attends to the key.
         normalizer: how logits become weights.
-        empty_row: the result of a row without any kept key.
+        weight: factor of each weight after the normaliser, an expression like `score`.
+        empty_row: the result of a row without any kept key under a softmax.
         gate: weight of a head's output, an expression in `b, h, q` and loads.
         select: which keys an approximate site visits; None means all that `keep` allows.
-        merge: how several partial results are joined; None means there is one.
+        merge: further attentions whose results are added to this one's.
         dropout: probability of dropping a weight (training only).
         returns: side outputs, of `lse`.
         captures: the tensors that the expressions load.
@@ -95,11 +92,12 @@ class AttentionSpec:
     heads: Heads
     score: sp.Expr = ex.s
     keep: Boolean = sp.true
-    normalizer: Softmax = field(default_factory=Softmax)
+    normalizer: Normalizer = field(default_factory=Softmax)
+    weight: sp.Expr = sp.S.One
     empty_row: EmptyRow = EmptyRow.NAN
     gate: sp.Expr = sp.S.One
     select: None = None
-    merge: None = None
+    merge: tuple[AttentionSpec, ...] = ()
     dropout: float = 0.0
     returns: tuple[str, ...] = ()
     captures: tuple[Capture, ...] = ()
@@ -107,7 +105,23 @@ class AttentionSpec:
 
     def canonical(self) -> AttentionSpec:
         """The same mathematics in canonical expressions."""
-        return replace(self, score=ex.canon(self.score), keep=ex.canon(self.keep), gate=ex.canon(self.gate))
+        return replace(
+            self, score=ex.canon(self.score), keep=ex.canon(self.keep), gate=ex.canon(self.gate),
+            weight=ex.canon(self.weight), merge=tuple(m.canonical() for m in self.merge),
+        )  # fmt: skip
+
+    @property
+    def terms(self) -> tuple[AttentionSpec, ...]:
+        """The attentions whose results are added up: this one without `merge`, then those of `merge`."""
+        return (replace(self, merge=()), *self.merge) if self.merge else (self,)
+
+    @property
+    def expressions(self) -> dict[str, sp.Basic]:
+        """Every expression by the name of its part; a normaliser's own among them."""
+        own = {"score": self.score, "keep": self.keep, "gate": self.gate, "weight": self.weight}
+        if isinstance(self.normalizer, Pointwise):
+            return {**own, "divide": self.normalizer.divide}
+        return own if self.normalizer.sink is None else {**own, "sink": self.normalizer.sink}
 
     @cached_property
     def text(self) -> str:
@@ -147,29 +161,33 @@ class AttentionSpec:
         parts = [f"{self.heads}", f"score {show(self.score)}"]
         if self.keep != sp.true:
             parts.append(f"keep {show(self.keep)} (empty row: {self.empty_row.value})")
-        if self.normalizer.sink is not None:
-            parts.append(f"sink {show(self.normalizer.sink)}")
+        if str(self.normalizer):
+            parts.append(str(self.normalizer))
+        if self.weight != 1:
+            parts.append(f"weight times {show(self.weight)}")
         if self.gate != 1:
             parts.append(f"gate {show(self.gate)}")
         if self.dropout:
             parts.append(f"dropout {self.dropout:g}")
-        return "; ".join(parts)
+        return " + ".join(["; ".join(parts), *(f"({m})" for m in self.merge)])
 
 
 def _to_json(spec: AttentionSpec) -> dict[str, Any]:
-    heads, sink = spec.heads, spec.normalizer.sink
+    heads = spec.heads
     return {
         "version": VERSION,
         "heads": [heads.q, heads.k, heads.v, heads.d_qk, heads.d_v, list(heads.k_map), list(heads.v_map)],
         "score": ex.to_tree(spec.score),
         "keep": ex.to_tree(spec.keep),
-        "normalizer": {"kind": "softmax", "sink": None if sink is None else ex.to_tree(sink)},
+        "normalizer": normalizer_to_json(spec.normalizer),
+        "weight": ex.to_tree(spec.weight),
         "empty_row": spec.empty_row.value,
         "gate": ex.to_tree(spec.gate),
         "dropout": spec.dropout,
         "returns": list(spec.returns),
         "captures": [[c.name, c.kind, list(c.shape)] for c in spec.captures],
         "scalars": list(spec.scalars),
+        "merge": [_to_json(m) for m in spec.merge],
     }
 
 
@@ -179,14 +197,12 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
     n_q, n_k, n_v, d_qk, d_v, k_map, v_map = data["heads"]
     if not 0 < max(n_q, n_k, n_v, d_qk, d_v) <= _MOST:
         raise SpecError(f"head counts and widths must be positive and at most {_MOST}: {data['heads'][:5]}.")
-    sink = data["normalizer"]["sink"]
-    if data["normalizer"]["kind"] != "softmax":
-        raise SpecError(f"spec text names an unknown normalizer {data['normalizer']['kind']!r}.")
     return AttentionSpec(
         heads=Heads(int(n_q), int(n_k), int(n_v), int(d_qk), int(d_v), tuple(map(int, k_map)), tuple(map(int, v_map))),
         score=ex.from_tree(data["score"]),
         keep=ex.from_tree(data["keep"]),
-        normalizer=Softmax(None if sink is None else ex.from_tree(sink)),
+        normalizer=normalizer_from_json(data["normalizer"]),
+        weight=ex.from_tree(data["weight"]),
         empty_row=EmptyRow(data["empty_row"]),
         gate=ex.from_tree(data["gate"]),
         dropout=float(data["dropout"]),
@@ -196,6 +212,7 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
             for n, kind, shape in data["captures"]
         ),
         scalars=tuple(map(str, data["scalars"])),
+        merge=tuple(map(_from_json, data["merge"])),
     )
 
 
@@ -216,12 +233,15 @@ def _verify(spec: AttentionSpec) -> None:
     if len(set(names)) != len(names) or not all(n.isidentifier() for n in (*names, *spec.scalars)):
         raise SpecError(f"names of captures and scalars must be distinct identifiers: {names}, {spec.scalars}.")
     allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
-    sink = spec.normalizer.sink
-    _check_expression("score", spec.score, allowed | {ex.s}, spec)
-    _check_expression("keep", spec.keep, allowed, spec)
-    _check_expression("gate", spec.gate, allowed - {ex.k}, spec)
-    if sink is not None:
-        _check_expression("sink", sink, allowed - {ex.k, ex.q}, spec)
+    row = allowed - {ex.k}
+    may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row,
+           "divide": row | {ex.t, ex.a}, "sink": row - {ex.q}}  # fmt: skip
+    for part, expr in spec.expressions.items():
+        _check_expression(part, expr, may[part], spec)
+    for term in spec.merge:
+        if term.merge or term.heads.q != heads.q or term.heads.d_v != heads.d_v:
+            raise SpecError("attentions that are added up must agree in query heads and value width.")
+        term.verify()
 
 
 def _check_expression(part: str, expr: sp.Basic, allowed: set[sp.Symbol], spec: AttentionSpec) -> None:

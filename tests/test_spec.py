@@ -84,7 +84,7 @@ def _changed(**parts: object) -> str:
 
 
 HOSTILE = (
-    "", "null", "[]", "3", '"x"', "{", "{}", "[" * 100_000, _changed(version=2), _changed(version="1"), _changed(heads=[1]),
+    "", "null", "[]", "3", '"x"', "{", "{}", "[" * 100_000, _changed(version=1), _changed(version="2"), _changed(heads=[1]),
     _changed(heads=[4, 2, 2, 8, 8, [0] * 4, "abcd"]), _changed(heads=[1e400] * 7), _changed(heads=None), _changed(score=["eval"]),
     _changed(score={"a": 1}), _changed(keep=["num", "1", "1"]), _changed(normalizer={}), _changed(normalizer={"kind": "os.system"}),
     _changed(empty_row="maybe"), _changed(dropout="nan"), _changed(dropout=-1), _changed(returns=["x"]), _changed(captures=[["a"]]),

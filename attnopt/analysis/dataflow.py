@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import networkx as nx
+
+Neighbours = Callable[[Any], Iterable[Any]]
 
 
 class Dataflow:
@@ -13,6 +16,24 @@ class Dataflow:
     def __init__(self, edges: Iterable[tuple[Hashable, Hashable]]) -> None:
         self.graph = nx.DiGraph()
         self.graph.add_edges_from(edges)
+
+    @classmethod
+    def around(cls, sources: Iterable[Any], sink: Any, inputs: Neighbours, users: Neighbours) -> Dataflow:
+        """The part of a large graph that holds every path from the sources to the sink, and who uses what lies there.
+
+        Values must compare by order of computation (`a < b`: a is computed first). The walks down from the sources and
+        up from the sink take turns and the first to end decides, so that the cost is that of the smaller, whatever
+        the size of the graph: a key that was computed long before, or an input that everything uses, costs nothing.
+        """
+        start = set(sources)
+        first = min(start)
+        down = _Cone(start, users, lambda x: not sink < x)
+        up = _Cone({sink}, inputs, lambda x: not x < first)
+        while down.step() and up.step():
+            pass
+        part = up.seen if down.waiting else down.seen
+        edges = [(x, n) for n in part for x in inputs(n) if x in part]
+        return cls([*edges, *((n, user) for n in part for user in users(n))])
 
     def between(self, sources: Iterable[Hashable], sink: Hashable) -> set[Hashable]:
         """Everything on a path from a source to the sink, the sink included and the sources not."""
@@ -42,3 +63,22 @@ class Dataflow:
         while node in above and node != root and node != gate:
             node = above[node]
         return node == gate
+
+
+class _Cone:
+    """A walk from some values along one direction, a value a step, as far as a limit allows."""
+
+    def __init__(self, start: set[Any], following: Neighbours, allowed: Callable[[Any], bool]) -> None:
+        self.seen = set(start)
+        self.waiting = list(start)
+        self.following = following
+        self.allowed = allowed
+
+    def step(self) -> bool:
+        """Visit one value. False when all were visited."""
+        if self.waiting:
+            for x in self.following(self.waiting.pop()):
+                if x not in self.seen and self.allowed(x):
+                    self.seen.add(x)
+                    self.waiting.append(x)
+        return bool(self.waiting)

@@ -19,7 +19,7 @@ from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
 from attnopt.codegen.cpp_skeleton import SKELETON
 from attnopt.errors import SpecError
-from attnopt.spec import AttentionSpec
+from attnopt.spec import AttentionSpec, Softmax
 
 __all__ = ["FLAGS", "emit", "k_axes", "supported"]
 
@@ -54,8 +54,10 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no C++ kernel for this spec and layout; None if there is one."""
     if spec.dropout:
         return "the C++ kernel has no dropout"
-    if spec.select is not None or spec.merge is not None:
+    if spec.select is not None or spec.merge:
         return "the C++ kernel visits all keys that `keep` allows and returns one result"
+    if not isinstance(spec.normalizer, Softmax) or spec.weight != 1:
+        return "the C++ kernel has the plain softmax only"
     if layout.dtype not in _ELEMENTS:
         return f"the C++ kernel has no {layout.dtype}; it has {', '.join(_ELEMENTS)}"
     if len(layout.captures) != len(spec.captures):

@@ -12,7 +12,7 @@ from attnopt.codegen.base import Layout, Plan
 from attnopt.codegen.cpp_dialect import CPP
 from attnopt.codegen.cpp_loads import C_TYPES, CppLoader
 from attnopt.codegen.printer import Printer, Value
-from attnopt.spec import AttentionSpec, EmptyRow
+from attnopt.spec import AttentionSpec, EmptyRow, Softmax
 
 _SCALARS = {x: Value(x.name, "i") for x in (ex.b, ex.h, ex.q, *ex.SIZES, tiles.q0, tiles.q1)}
 
@@ -100,7 +100,7 @@ def _result(spec: AttentionSpec, loader: CppLoader) -> dict[str, str]:
     """Sink, gate, empty rows and lse."""
     sink, gate = _printer(spec, loader), _printer(spec, loader)
     parts = {"SINK": "", "FIRST_MAX": "-INFINITY", "FIRST_SUM": "0.0f", "GATE": "", "GATE_FACTOR": "", "LSE": ""}
-    if spec.normalizer.sink is not None:
+    if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None:
         value = sink.cast(sink.visit(spec.normalizer.sink), "f", False)
         parts["SINK"] = _indent([*sink.row, f"const float sink = {value.code};"], 2)
         # The difference is NaN for a sink that is NaN or +inf, as a softmax over it would be.

@@ -27,8 +27,7 @@ C_TYPES = {
 
 def expressions(spec: AttentionSpec) -> tuple[sp.Basic, ...]:
     """Everything in the spec that may load."""
-    sink = spec.normalizer.sink
-    return (spec.score, spec.keep, spec.gate, *(() if sink is None else (sink,)))
+    return tuple(spec.expressions.values())
 
 
 def k_axes(spec: AttentionSpec) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ import sympy as sp
 from attnopt import expr as ex
 from attnopt.passes.base import Rule
 from attnopt.region import Region
-from attnopt.spec import AttentionSpec
+from attnopt.spec import AttentionSpec, Softmax
 
 
 def apply(region: Region) -> Region:
@@ -27,15 +27,16 @@ def apply(region: Region) -> Region:
 
 def cancel_rows(spec: AttentionSpec) -> AttentionSpec:
     """Drop finite terms of the score that are the same for every key. Not with a sink or a returned lse."""
-    if spec.normalizer.sink is not None or spec.returns:
+    if not isinstance(spec.normalizer, Softmax) or spec.normalizer.sink is not None or spec.returns or spec.weight.has(ex.s):
         return spec
     terms = sp.Add.make_args(sp.expand(spec.score))
     kept = [t for t in terms if t.has(ex.s) or _varies(t)]
     if len(kept) == len(terms):
         return spec
     score = sp.Add(*kept)
-    names = set(ex.load_names(score, spec.keep, spec.gate))
-    scalars = {x.name for x in (score.free_symbols | spec.keep.free_symbols | spec.gate.free_symbols)}
+    parts = {**spec.expressions, "score": score}.values()
+    names = set(ex.load_names(*parts))
+    scalars = {x.name for part in parts for x in part.free_symbols}
     return replace(
         spec,
         score=score,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sympy as sp
@@ -20,12 +21,19 @@ aten = torch.ops.aten
 
 
 class Lowering:
-    """Lowers regions of one graph; shared captures are prepared once."""
+    """Lowers regions of one graph; shared captures and run-time sizes are prepared once. Call `finish` at the end."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
         self.graph = gm.graph
         self.prepared: dict[Any, fx.Node] = {}
+        self.scalars: dict[sp.Symbol, fx.Node] = {}
+        self.outputs: list[fx.Node] = []
+        self.first = next(n for n in gm.graph.nodes if n.op != "placeholder")
+
+    def finish(self) -> None:
+        """What concerns all lowered outputs at once: operators after them may rely on the strides they had."""
+        _keep_strides(self.graph, self.outputs)
 
     def lower(self, region: Region) -> fx.Node | Decline:
         """Replace the region's output by the operator. Returns the operator's node."""
@@ -33,10 +41,12 @@ class Lowering:
             return Decline("dropout is active; the site stays as it is while the model trains", region.anchor)
         if region.output.meta.get(WRITES):
             return Decline("the output is written in place in a way that cannot be made pure", region.output)
-        scalars = [self._scalar(region, symbol) for symbol in region.scalars.values()]
-        for scalar in scalars:
+        scalars = []
+        for symbol in region.scalars.values():
+            scalar = self._scalar(region, symbol)
             if isinstance(scalar, Decline):
                 return scalar
+            scalars.append(scalar)
         captures = [self._capture(region, name, operand) for name, operand in region.captures.items()]
         with self.graph.inserting_before(region.output):
             query, key, val = (self._heads(region, o) for o in (region.query, region.key, region.value))
@@ -49,7 +59,7 @@ class Lowering:
         call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
         region.output.replace_all_uses_with(out)
-        _keep_strides(self.graph, out)
+        self.outputs.append(out)
         return call
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
@@ -105,7 +115,7 @@ class Lowering:
             if key not in self.prepared:
                 self.prepared[key] = draw(self.graph, operand.node, region)
             return self.prepared[key]
-        with self.graph.inserting_before(_after(operand.node)):
+        with self.graph.inserting_before(self._after(operand.node)):
             node, dims = self._select(operand.node, list(operand.dims))
             if dims != order:
                 node = self._call(aten.permute.default, node, [dims.index(d) for d in order])
@@ -126,18 +136,31 @@ class Lowering:
                         return True
         return False
 
-    def _scalar(self, region: Region, symbol: sp.Symbol) -> Any:
+    def _scalar(self, region: Region, symbol: sp.Symbol) -> fx.Node | Decline:
         """A node that yields the symbolic size at run time."""
+        if symbol not in self.scalars:
+            found = self._size(symbol)
+            if found is None:
+                return Decline(f"the size {symbol} is not a dimension of an input", region.anchor)
+            self.scalars[symbol] = found
+        return self.scalars[symbol]
+
+    def _size(self, symbol: sp.Symbol) -> fx.Node | None:
         for node in self.graph.nodes:
+            if node.op != "placeholder":
+                continue
             seen = value(node)
-            if node.op == "placeholder" and isinstance(seen, torch.SymInt) and seen.node.expr == symbol:
+            if isinstance(seen, torch.SymInt) and seen.node.expr == symbol:
                 return node
-            if node.op == "placeholder" and isinstance(seen, torch.Tensor):
-                for dim, size in enumerate(seen.shape):
-                    if isinstance(size, torch.SymInt) and size.node.expr == symbol:
-                        with self.graph.inserting_before(_after(node)):
-                            return self._call(aten.sym_size.int, node, dim)
-        return Decline(f"the size {symbol} is not a dimension of an input", region.anchor)
+            for dim, size in enumerate(seen.shape if isinstance(seen, torch.Tensor) else ()):
+                if isinstance(size, torch.SymInt) and size.node.expr == symbol:
+                    with self.graph.inserting_before(self._after(node)):
+                        return self._call(aten.sym_size.int, node, dim)
+        return None
+
+    def _after(self, node: fx.Node) -> fx.Node:
+        """The first place after the node where code may stand."""
+        return self.first if node.op == "placeholder" else node.next
 
     def _arrange(self, region: Region, out: fx.Node) -> fx.Node:
         """[batch, heads, queries, width] in the source's order of dimensions."""
@@ -160,14 +183,6 @@ class Lowering:
         return out
 
 
-def _after(node: fx.Node) -> fx.Node:
-    """The first place after the node where code may stand."""
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    return following
-
-
 # Operators that read memory rather than elements: they see the strides that the source had.
 _BY_STRIDE = (
     aten.as_strided.default,
@@ -177,29 +192,33 @@ _BY_STRIDE = (
 )
 
 
-def _descendants(out: fx.Node) -> set[fx.Node]:
-    queue, seen = [out], {out}
-    while queue:
-        for user in queue.pop().users:
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-    return seen
-
-
-def _keep_strides(graph: fx.Graph, out: fx.Node) -> None:
-    """The new output lies otherwise in memory than the source's, whose strides later operators may rely on.
+def _keep_strides(graph: fx.Graph, outputs: Sequence[fx.Node]) -> None:
+    """The new outputs lie otherwise in memory than the source's, whose strides later operators may rely on.
 
     `view` becomes `reshape`, which does not; before an operator that reads memory the output is made contiguous.
     """
-    later = _descendants(out)
-    for node in later:
+    readers = []
+    for node in _reached(outputs, lambda n: n.users):
         if node.op == "call_function" and node.target is aten.view.default:
             node.target = aten.reshape.default
-    if any(node.op == "call_function" and node.target in _BY_STRIDE for node in later):
+        if node.op == "call_function" and node.target in _BY_STRIDE:
+            readers.append(node)
+    read = _reached(readers, lambda n: n.all_input_nodes)
+    for out in (n for n in outputs if n in read):
         users = list(out.users)
         with graph.inserting_after(out):
             copy = graph.call_function(aten.clone.default, (out,), {"memory_format": torch.contiguous_format})
         copy.meta = dict(out.meta)
         for user in users:
             user.replace_input_with(out, copy)
+
+
+def _reached(start: Sequence[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The nodes and everything that they lead to."""
+    queue, seen = list(start), set(start)
+    while queue:
+        for node in following(queue.pop()):
+            if node not in seen:
+                seen.add(node)
+                queue.append(node)
+    return seen

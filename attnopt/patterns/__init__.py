@@ -1,38 +1,60 @@
-"""Finding attention. `PATTERNS` is the ordered list; each entry reads the site around one anchor node."""
+"""Finding attention. `PATTERNS` is the ordered list; each entry reads the site around one anchor node.
+
+What a pattern's author may rely on is listed in `__all__` and described in `docs/adding-a-pattern.md`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
 
 from attnopt.errors import Decline
+from attnopt.pattern import Pattern
 from attnopt.patterns import sdpa, softmax
+from attnopt.patterns.soundness import sound
 from attnopt.region import Region
 
 log = logging.getLogger("attnopt")
 
 PATTERNS = (
-    ("sdpa", sdpa.match),
-    ("softmax", softmax.match),
+    Pattern("sdpa", sdpa.match),
+    Pattern("softmax", softmax.match),
 )
 
 
 def find(
-    graph: fx.Graph, constants: Mapping[str, torch.Tensor] | None = None
+    graph: fx.Graph,
+    constants: Mapping[str, torch.Tensor] | None = None,
+    patterns: Sequence[Pattern] | None = None,
 ) -> list[tuple[fx.Node, str, Region | Decline]]:
-    """Every site in graph order: its anchor, the pattern that claims it, and the region or why it was declined."""
-    found = []
+    """Every site in graph order: its anchor, the pattern that claims it, and the region or why it was declined.
+
+    The first pattern that gives a region wins; where none does, the first that declines.
+    """
+    found, chosen = [], PATTERNS if patterns is None else patterns
     for node in graph.nodes:
-        for name, match in PATTERNS:
-            try:
-                result = match(node, constants or {})
-            except Exception as error:  # a miss is never an error: what cannot be read stays as it is
-                log.debug("%s at %s", name, node, exc_info=True)
-                result = Decline(f"the site could not be read: {error}", node)
-            if result is not None:
-                found.append((node, name, result))
+        claim: tuple[str, Region | Decline] | None = None
+        for pattern in chosen:
+            result = _read(pattern, node, constants or {})
+            if isinstance(result, Region):
+                claim = (pattern.name, result)
                 break
+            if result is not None:
+                claim = claim or (pattern.name, result)
+        if claim is not None:
+            found.append((node, *claim))
     return found
+
+
+def _read(pattern: Pattern, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
+    own = pattern in PATTERNS
+    try:
+        found = pattern.match(node, constants)
+    except Exception as error:  # a miss is never an error: what cannot be read stays as it is
+        log.debug("%s at %s", pattern.name, node, exc_info=True)
+        who = "the site could not be read" if own else f"pattern {pattern.name!r} raised {type(error).__name__}"
+        return Decline(f"{who}: {error}", node)
+    return found if own else sound(found, pattern.name, node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,12 +129,6 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     return _region(parts, frame, spec, operands, captures, extents.scalars)
 
 
-@functools.lru_cache(maxsize=1)
-def _dataflow(graph: fx.Graph, size: int) -> Dataflow:
-    """The graph's dataflow, made once for all its sites; `size` tells a changed graph from itself."""
-    return Dataflow((a, n) for n in graph.nodes for a in n.all_input_nodes)
-
-
 def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
     """A write that stands between what the site reads and the output, where everything will be read."""
     writes = ((node, write) for node in read for write in node.meta.get(WRITES, ()))
@@ -144,8 +137,9 @@ def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
 
 def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:
     leaves = {o.node.table if isinstance(o.node, Line) else o.node for o in (*operands.values(), *captures.values())}
-    flow = _dataflow(parts.output.graph, len(parts.output.graph.nodes))
-    inner = flow.between({operands["query"].node, operands["key"].node}, parts.output) - leaves
+    sources = {operands["query"].node, operands["key"].node}
+    flow = Dataflow.around(sources, parts.output, lambda n: n.all_input_nodes, lambda n: n.users)
+    inner = flow.between(sources, parts.output) - leaves
     inner.add(parts.output)
     escapes = tuple(str(n) for n in flow.escapes(inner, parts.output))
     return Region(
@@ -203,7 +197,7 @@ def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any,
         indices.setdefault(load.args[0].name, []).append(load.args[1:])
     layouts = {name: _layout(uses) for name, uses in indices.items()}
     ranked = sorted(
-        indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _position(lifter.nodes[n]))
+        indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _own(lifter.nodes[n]))
     )
     operands: dict[str, Operand] = {}
     renamed: dict[sp.Basic, sp.Basic] = {}
@@ -248,9 +242,9 @@ def _fingerprint(node: fx.Node, uses: Any, layout: Any) -> str:
     return f"{value(node).dtype if isinstance(value(node), torch.Tensor) else ''}{text}"
 
 
-def _position(node: Any) -> int:
-    node = node.table if isinstance(node, Line) else node
-    return next(i for i, n in enumerate(node.graph.nodes) if n is node)
+def _own(node: Any) -> fx.Node:
+    """The node of the graph behind a leaf. Nodes compare by their place in the graph."""
+    return node.table if isinstance(node, Line) else node
 
 
 def _name(node: fx.Node, uses: list[Any], counts: dict[str, int]) -> str:

@@ -55,10 +55,7 @@ def outside(
 
 
 def _guarded(spec: AttentionSpec) -> Iterator[tuple[ex.Load, tuple[sp.Basic, ...]]]:
-    sink = spec.normalizer.sink
-    stack: list[tuple[sp.Basic, tuple[sp.Basic, ...]]] = [
-        (part, ()) for part in (spec.score, spec.keep, spec.gate, *(() if sink is None else (sink,)))
-    ]
+    stack: list[tuple[sp.Basic, tuple[sp.Basic, ...]]] = [(part, ()) for part in spec.expressions.values()]
     while stack:
         node, guards = stack.pop()
         if isinstance(node, ex.Where):

@@ -71,6 +71,7 @@ class Scope:
         captures: captured tensors by name.
         s: raw scores, `[B, H, Q, K]`, where the expression has any.
         dtype: floating dtype of constants and of integers that meet floats.
+        totals: sums of a row's weights and of their absolute values, `[B, H, Q, 1]`, where they are known.
     """
 
     axes: Mapping[sp.Symbol, torch.Tensor]
@@ -79,6 +80,7 @@ class Scope:
     s: torch.Tensor | None
     dtype: torch.dtype
     memo: dict[tuple[sp.Basic, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    totals: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.axes.values())).device
@@ -144,6 +146,10 @@ def _symbol(symbol: sp.Symbol, scope: Scope) -> torch.Tensor:
         return scope.s
     if symbol in scope.axes:
         return scope.axis(symbol)
+    if symbol in (ex.t, ex.a):
+        if scope.totals is None:
+            raise SpecError("this part of the spec may not mention the sums of a row's weights.")
+        return scope.totals[symbol == ex.a]
     return torch.tensor(scope.sizes[symbol], dtype=torch.int64, device=scope.device)
 
 

@@ -156,9 +156,7 @@ def _moved(tensor: Tensor | None, dim: int | None, count: int) -> Tensor | None:
 
 
 def _mentions_batch(spec: AttentionSpec) -> bool:
-    sink = spec.normalizer.sink
-    parts = (spec.score, spec.keep, spec.gate, *(() if sink is None else (sink,)))
-    return bool(spec.dropout) or any(ex.depends(part, ex.b, ex.n_b) for part in parts)
+    return bool(spec.dropout) or any(ex.depends(part, ex.b, ex.n_b) for part in spec.expressions.values())
 
 
 @torch.library.register_vmap("attnopt::attention", lib=_LIBRARY)

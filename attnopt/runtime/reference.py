@@ -10,7 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.runtime.evaluate import Scope, evaluate
-from attnopt.spec import AttentionSpec, EmptyRow
+from attnopt.spec import AttentionSpec, EmptyRow, Softmax
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,15 @@ def reference(
     shape = (b_axis.numel(), h_axis.numel(), q_axis.numel(), k.shape[2])
     if k.shape[2] == 0:
         return _no_keys(spec, scope, q_rows, v_heads, q.dtype)
-    weights, lse, empty = _softmax(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
+    normalise = _softmax if isinstance(spec.normalizer, Softmax) else _pointwise
+    weights, lse, empty = normalise(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
+    if spec.weight != 1:
+        weights = _fill_weights(spec.empty_row, weights, empty) * evaluate(spec.weight, scope).to(work)
     if spec.dropout:
         weights = weights * _dropout_mask(spec, shape, scalars, weights)
     out = weights @ v_heads
-    out = _fill_empty(spec.empty_row, out, empty, v_heads)
+    if spec.weight == 1:
+        out = _fill_empty(spec.empty_row, out, empty, v_heads)
     if spec.gate != 1:
         out = out * evaluate(spec.gate, _without_scores(scope)).to(work)
     return out.to(q.dtype), lse.squeeze(-1)
@@ -102,6 +106,28 @@ def _softmax(
     return (exps / safe).to(s.dtype), lse, empty
 
 
+def _pointwise(
+    spec: AttentionSpec, scope: Scope, s: torch.Tensor, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights `[B, H, Q, K]` that are the scores; lse of a row is the logarithm of what it is divided by."""
+    accumulate = torch.float64 if s.dtype == torch.float64 else torch.float32
+    scope.s = s
+    weights = evaluate(spec.score, scope).to(s.dtype).to(accumulate).expand(shape)
+    if spec.keep != sp.true:
+        keep = evaluate(spec.keep, _without_scores(scope))
+        weights = torch.where(keep, weights, torch.zeros((), dtype=accumulate, device=s.device))
+    row = _without_scores(scope)
+    row.totals = (weights.sum(-1, keepdim=True), weights.abs().sum(-1, keepdim=True))
+    divide = evaluate(spec.normalizer.divide, row).to(accumulate).expand(*shape[:-1], 1)
+    none = torch.zeros(*shape[:-1], 1, dtype=torch.bool, device=s.device)
+    return (weights / divide).to(s.dtype), divide.abs().log(), none
+
+
+def _fill_weights(policy: EmptyRow, weights: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    fill = {EmptyRow.ZERO: 0.0, EmptyRow.NAN: torch.nan, EmptyRow.UNIFORM: 1.0 / weights.shape[-1]}[policy]
+    return torch.where(empty, torch.full_like(weights, fill), weights)
+
+
 def _fill_empty(policy: EmptyRow, out: torch.Tensor, empty: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     if policy is EmptyRow.ZERO or not bool(empty.any()):
         return out
@@ -115,7 +141,7 @@ def _no_keys(
     accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = q @ q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
     lse = torch.full((*q.shape[:3], 1), -torch.inf, dtype=accumulate, device=q.device)
-    if spec.normalizer.sink is not None:
+    if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None:
         lse = evaluate(spec.normalizer.sink, scope).to(accumulate).expand(lse.shape)
     return out.to(dtype), lse.squeeze(-1)
 

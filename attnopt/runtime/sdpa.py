@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnopt import expr as ex
-from attnopt.spec import AttentionSpec, Heads
+from attnopt.spec import AttentionSpec, Heads, Softmax
 
 _CAUSAL = sp.Ge(ex.q - ex.k, 0)
 
@@ -22,7 +22,7 @@ def sdpa_scale(spec: AttentionSpec) -> float | None:
     heads = spec.heads
     if heads.k != heads.v or heads != Heads(heads.q, heads.k, heads.v, heads.d_qk, heads.d_v):
         return None
-    if spec.gate != 1 or spec.normalizer.sink is not None or spec.dropout or spec.returns:
+    if spec.normalizer != Softmax() or spec.gate != 1 or spec.weight != 1 or spec.dropout or spec.returns or spec.merge:
         return None
     if spec.keep != sp.true and spec.keep != _CAUSAL:
         return None
