@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnopt import pipeline
+from attnopt import dump, pipeline
 from attnopt.capture import Captured, capture, share
 from attnopt.errors import CaptureError, Decline, OptionError, UnfusedError
 from attnopt.module import Compiled, OptimizedModule, full_size
 from attnopt.options import Options
 from attnopt.passes import approximate
 from attnopt.passes.tolerance import Calibration, Tolerance
+from attnopt.patterns.known import Known
 from attnopt.region import Region
 from attnopt.report import Report, Site
 from attnopt.runtime import dispatch
@@ -99,14 +100,23 @@ def explain(
     if set(same) - known:
         raise OptionError(f"unknown arguments {sorted(set(same) - known)}; known are {sorted(known)}.")
     options = Options.make(same.get("options"))
+    with dump.to(options.dump):
+        return pipeline.announce(_explained(model, tuple(args), dict(kwargs or {}), same.get("dynamic_shapes"), options))
+
+
+def _explained(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, options: Options) -> Report:
     try:
-        captured = capture(share(model), tuple(args), dict(kwargs or {}), same.get("dynamic_shapes"))
+        captured = capture(share(model), args, kwargs, dynamic_shapes)
     except CaptureError as error:
         from attnopt.dynamo import explain_with_dynamo
 
-        return explain_with_dynamo(share(model), tuple(args), dict(kwargs or {}), options, str(error))
-    found = pipeline.find(captured.gm.graph, captured.scalars, options)
-    return Report(tuple(f.site() for f in found), type(model).__name__)
+        return explain_with_dynamo(share(model), args, kwargs, options, str(error))
+    found = pipeline.find(captured.gm.graph, Known(captured.scalars, captured.tables(model)), options)
+    others = pipeline.others(captured.gm.graph, found)
+    # The captured graph is nobody else's: lowering it finds what only lowering declines, such as active dropout.
+    found = pipeline.lower(captured.gm, found)
+    notes = tuple(f.note for f in found if f.note)
+    return Report(tuple(f.site() for f in found), type(model).__name__, notes, others=others)
 
 
 def _check_call(model: Any, args: Any, kwargs: Any) -> None:
@@ -126,7 +136,7 @@ class _Builder:
 
     def __call__(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
         settings = self.settings
-        with dispatch.use(settings.options):
+        with dispatch.use(settings.options), dump.to(settings.options.dump):
             return self._build(fast, args, kwargs)
 
     def _build(self, fast: OptimizedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Report]:
@@ -168,12 +178,9 @@ def _build(
     """Lower and validate. Sites that fail are left as they are in another round; `failed` holds their reasons."""
     failed, options = dict(failed or {}), settings.options
     original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph)) if settings.validate else None
-    found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, captured.scalars, options)]
-    if options.dump:
-        pipeline.dump(options.dump, captured.gm, found, "00_captured")
+    known = Known(captured.scalars, captured.tables(fast._source))
+    found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, known, options)]
     found = pipeline.lower(captured.gm, found)
-    if options.dump:
-        pipeline.dump(options.dump, captured.gm, found, "01_lowered")
     compiled = Compiled(captured, captured.gm, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:
@@ -215,7 +222,7 @@ def _finish(fast: Any, sites: Sequence[Site], figures: Any, settings: Settings, 
         times = sum(name.split(" #")[0] == decision.rewrite for name in figures)
         name = f"{decision.rewrite} #{times + 1}" if times else decision.rewrite
         notes, figures = (*notes, *decision.notes()), {**figures, name: decision.figures}
-    report = Report(tuple(sites), type(fast._source).__name__, notes, figures)
+    report = pipeline.announce(Report(tuple(sites), type(fast._source).__name__, notes, figures))
     if settings.strict and report.declined:
         raise UnfusedError(f"strict=True, and {report.declined} of {len(sites)} sites were declined:\n{report}")
     return report

@@ -59,6 +59,14 @@ class Captured:
             str(n.target): self.constants[s] for n, s in held if s in self.constants and not self.constants[s].dim()
         }
 
+    def tables(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Matrices and larger tensors that are buffers of the model or made by the trace, by placeholder name."""
+        names = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        held = {**dict(model.named_buffers()), **self.constants}
+        return {
+            str(n.target): held[s] for n, s in zip(names, self.states, strict=False) if s in held and held[s].dim() > 1
+        }
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The inputs as the graph takes them. Raises `ShapeError` if they are not what was captured."""
         kwargs = _in_order(self.in_spec, kwargs)

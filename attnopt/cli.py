@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt._version import VERSION
+from attnopt.coverage.cli import register as register_coverage
 from attnopt.errors import AttnoptError, CompileError, OptionError
 from attnopt.options import Options
 
@@ -59,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="versions, compiler, processor, cache and options")
     info.set_defaults(run=_info)
+
+    register_coverage(commands)
 
     cache = commands.add_parser("cache", help="look after the compiled kernels")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")

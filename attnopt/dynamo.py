@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnopt import pipeline
+from attnopt import dump, pipeline
 from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import normalize
 from attnopt.options import Options
@@ -48,7 +48,6 @@ def attnopt_backend(
     compiled, report = compile_graph(gm, example_inputs, rest, Options.make(given))
     reports.append(report)
     del reports[:-_KEPT_REPORTS]
-    log.info("%s", report)
     return compiled
 
 
@@ -56,14 +55,8 @@ def compile_graph(
     gm: fx.GraphModule, example_inputs: Sequence[Any], rest: str, options: Options
 ) -> tuple[Callable[..., Any], Report]:
     """A Dynamo graph with its attention rewritten, as a callable on the same inputs."""
-    try:
-        traced = retrace(gm, example_inputs)
-    except CaptureError as error:
-        # A graph that cannot be read is run as it is: a miss is never an error.
-        traced, found, notes = gm, [], (f"one graph was left as it is: {error}",)
-    else:
-        found, notes = pipeline.lower(traced, pipeline.find(traced.graph, {}, options)), ()
-    report = Report(tuple(f.site() for f in found), "torch.compile graph", notes)
+    with dump.to(options.dump):
+        traced, report = _rewritten(gm, example_inputs, options)
     run: Callable[..., Any] = traced.forward
     if rest == "inductor":
         from torch._inductor.compile_fx import compile_fx
@@ -75,6 +68,18 @@ def compile_graph(
             return run(*inputs)
 
     return compiled, report
+
+
+def _rewritten(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[fx.GraphModule, Report]:
+    try:
+        traced = retrace(gm, example_inputs)
+    except CaptureError as error:
+        # A graph that cannot be read is run as it is: a miss is never an error.
+        traced, found, notes = gm, [], (f"one graph was left as it is: {error}",)
+    else:
+        found = pipeline.lower(traced, pipeline.find(traced.graph, {}, options))
+        notes = tuple(f.note for f in found if f.note)
+    return traced, pipeline.announce(Report(tuple(f.site() for f in found), "torch.compile graph", notes))
 
 
 def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
@@ -142,6 +147,7 @@ def explain_with_dynamo(
 ) -> Report:
     """The sites of every graph that Dynamo makes; nothing is rewritten."""
     found: list[Any] = []
+    others: list[Any] = []
 
     def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
@@ -149,7 +155,9 @@ def explain_with_dynamo(
         except CaptureError as error:
             log.info("one graph was left as it is: %s", error)
             return gm.forward
-        found.extend(f.site() for f in pipeline.find(traced.graph, {}, options))
+        sites = pipeline.find(traced.graph, {}, options)
+        others.extend(pipeline.others(traced.graph, sites))
+        found.extend(pipeline.lower(traced, sites))
         return gm.forward
 
     try:
@@ -157,4 +165,5 @@ def explain_with_dynamo(
             torch.compile(source, backend=look)(*args, **kwargs)
     except Exception as error:
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
-    return Report(tuple(found), type(source).__name__, (f"captured by Dynamo, because {why}",))
+    notes = (f"captured by Dynamo, because {why}", *(f.note for f in found if f.note))
+    return Report(tuple(f.site() for f in found), type(source).__name__, notes, others=tuple(others))

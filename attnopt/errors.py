@@ -49,11 +49,13 @@ class UnfusedError(AttnoptError):
 class Decline:
     """A near miss: returned, never raised, and shown in the report.
 
-    `node` is the graph node at which the reasoning stopped; it is opaque here.
+    `node` is the graph node at which the reasoning stopped; it is opaque here. `hint` is the smallest change that
+    lifts the reason, where the place that declines knows better than the table of hints.
     """
 
     reason: str
     node: object = None
+    hint: str = ""
 
     def __str__(self) -> str:
         return self.reason if self.node is None else f"{self.reason} (at %{self.node})"

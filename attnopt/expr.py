@@ -235,6 +235,10 @@ def _relation(rel: sp.Basic) -> Boolean:
     if isinstance(rel, (sp.Lt, sp.Le)):
         e = -e
     strict = isinstance(rel, (sp.Lt, sp.Gt))
+    decided = _canon(e) if e.has(Where) else e
+    if isinstance(decided, Where) and decided.args[1].is_number and decided.args[2].is_number:
+        c, *branches = decided.args
+        return _canon(truth(Where(c, *(sp.Integer(bool(x > 0 if strict else x >= 0)) for x in branches))))
     # Over coordinates `a < b` is `a + 1 <= b`; loaded integers may be as large as their type, where + 1 overflows.
     if e.is_integer and not (strict and e.has(IntLoad)):
         return _nonnegative(e - 1 if strict else e)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnopt import dump
 from attnopt.functional import functionalize
 
 aten = torch.ops.aten
@@ -75,6 +76,7 @@ def module_path(node: fx.Node) -> str:
 
 def normalize(gm: fx.GraphModule) -> fx.GraphModule:
     """Bring the graph to normal form, in place."""
+    dump.graph("captured", gm)
     for node in list(gm.graph.nodes):
         if is_call(node, torch.ops.higher_order.wrap_with_set_grad_enabled):
             _inline_grad_region(gm, node)
@@ -85,6 +87,7 @@ def normalize(gm: fx.GraphModule) -> fx.GraphModule:
     drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
+    dump.graph("functional", gm)
     return gm
 
 
@@ -124,11 +127,12 @@ def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
 def drop_dead_code(graph: fx.Graph) -> None:
     """Drop nodes that nothing uses; what writes, draws random numbers or is unknown stays."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and _is_pure(node):
+        if not node.users and is_pure(node):
             graph.erase_node(node)
 
 
-def _is_pure(node: fx.Node) -> bool:
+def is_pure(node: fx.Node) -> bool:
+    """Whether dropping an unused node changes nothing: it writes nothing and draws no random number."""
     if node.op == "get_attr" or (node.op == "call_function" and node.target is operator.getitem):
         return True
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):

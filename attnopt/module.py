@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from attnopt.capture import Captured, share
 from attnopt.options import Options
+from attnopt.patterns.known import KNOWN
 from attnopt.report import Report
 from attnopt.runtime import dispatch
 
@@ -22,6 +23,15 @@ class Compiled:
         self.options = options
         self.run = run
         self.slots = [_slot(tree, name, captured) for name in captured.states]
+        nodes = [n for n in captured.gm.graph.nodes if n.op == "placeholder"]
+        relied = [slot for node, slot in zip(nodes, self.slots, strict=False) if KNOWN in node.meta]
+        # A causal mask that is a buffer was read as a formula: it must not have changed since.
+        self.relied = [(held, name, held[name], _version(held[name])) for held, name in relied]
+
+    @property
+    def stale(self) -> bool:
+        """Whether a buffer whose values the rewriting relied on has been changed or replaced."""
+        return any(held[name] is not seen or _version(seen) != version for held, name, seen, version in self.relied)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self.captured.flatten(args, kwargs)
@@ -29,6 +39,10 @@ class Compiled:
         with dispatch.use(self.options):
             results = self.run(*states, *leaves)
         return pytree.tree_unflatten(list(results), self.captured.out_spec)
+
+
+def _version(tensor: Any) -> int:
+    return -1 if tensor.is_inference() else int(tensor._version)
 
 
 def _slot(tree: nn.Module, name: str, captured: Captured) -> tuple[dict[str, Any], str]:
@@ -70,7 +84,7 @@ class OptimizedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original's forward returns, of the same type."""
         compiled = self._compiled.get(self.training)
-        if compiled is None:
+        if compiled is None or compiled.stale:
             compiled = self.compile_for(args, kwargs)
         return compiled(args, kwargs)
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
+from torch._logging._internal import trace_structured_artifact
 
-from attnopt import patterns
+from attnopt import dump, patterns
 from attnopt.errors import Decline
-from attnopt.graph import drop_dead_code, module_path, source_line
+from attnopt.graph import drop_dead_code, module_path, op_name, source_line, value
+from attnopt.hints import hint_for
 from attnopt.options import Options
 from attnopt.passes import PIPELINE
 from attnopt.passes.base import check_order, run
+from attnopt.passes.liveness import bystanders, used_elsewhere
 from attnopt.passes.lower import Lowering
 from attnopt.region import Region
-from attnopt.report import Site
+from attnopt.report import Bystander, Report, Site
 from attnopt.runtime import op  # noqa: F401  (registers attnopt::attention)
 
 log = logging.getLogger("attnopt")
@@ -26,21 +28,21 @@ log = logging.getLogger("attnopt")
 
 @dataclass(frozen=True)
 class Found:
-    """One site: its anchor, and either its region after the exact rewrites or why it was declined."""
+    """One site: its anchor, and either its region after the exact rewrites or why it was declined.
+
+    `used` says who uses inner values of a fused site, which are then still computed.
+    """
 
     anchor: fx.Node
     pattern: str
     result: Region | Decline
     notes: tuple[Decline, ...] = field(default=())
+    used: str = ""
 
     @property
     def note(self) -> str:
         """What the user should know of a fused site; empty if nothing."""
-        escapes = self.result.escapes if isinstance(self.result, Region) else ()
-        if not escapes:
-            return ""
-        place = module_path(self.anchor) or self.anchor.name
-        return f"{place}: %{', %'.join(escapes)} is also used elsewhere, so it is still computed there."
+        return f"{module_path(self.anchor) or self.anchor.name}: {self.used}" if self.used else ""
 
     def site(self, status: str = "fused", **more: object) -> Site:
         """The report's entry."""
@@ -52,10 +54,11 @@ class Found:
         }
         approximate = self.anchor.meta.get("attnopt_rewrites", ())
         if isinstance(self.result, Decline):
-            common["rewrites"] = approximate
-            return Site(**common, status="declined", reason=str(self.result))  # type: ignore[arg-type]
+            common |= {"rewrites": approximate, "reason": str(self.result), "node": _described(self.result.node)}
+            common["hint"] = self.result.hint or hint_for(self.result.reason)
+            return Site(**common, status="declined")  # type: ignore[arg-type]
         status = "rewritten" if approximate else status
-        return Site(**common, spec=self.result.spec, status=status, rewrites=self.result.rewrites, **more)  # type: ignore[arg-type]
+        return Site(**common, spec=self.result.whole, status=status, rewrites=self.result.rewrites, **more)  # type: ignore[arg-type]
 
 
 def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Options) -> list[Found]:
@@ -75,7 +78,7 @@ def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Option
                 result, declines = run(result, PIPELINE)
                 notes = tuple(declines)
         found.append(Found(anchor, pattern, result, notes))
-        log.debug("%s: %s", anchor, result.spec if isinstance(result, Region) else result)
+    _tell("found", graph.owning_module, found)
     return found
 
 
@@ -85,21 +88,80 @@ def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
     for item in found:
         result = item.result
         if isinstance(result, Region):
-            call = lowering.lower(result)
+            call = _lowered(lowering, result)
             if isinstance(call, Decline):
                 result = call
-        out.append(Found(item.anchor, item.pattern, result, item.notes))
+        out.append(replace(item, result=result))
     lowering.finish()
+    used = used_elsewhere(gm.graph, [f.result for f in out if isinstance(f.result, Region)])
+    out = [replace(f, used=used.get(f.anchor, "")) for f in out]
     drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
+    _tell("lowered", gm, out)
     return out
 
 
-def dump(folder: str, gm: fx.GraphModule, found: Sequence[Found], step: str) -> None:
-    """Write the graph as readable Python and the sites as text, for the curious and for bug reports."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / f"{step}_graph.py").write_text(gm.print_readable(print_output=False))
-    lines = [f"{f.anchor} [{f.pattern}] {f.result.spec if isinstance(f.result, Region) else f.result}" for f in found]
-    (path / f"{step}_sites.txt").write_text("\n".join(lines) + "\n")
+def _lowered(lowering: Lowering, region: Region) -> fx.Node | Decline:
+    """The operator's node. What a failed attempt left behind is dead code, which is dropped later."""
+    try:
+        return lowering.lower(region)
+    except Exception as error:  # a miss is never an error, above all not one of somebody else's pattern
+        log.debug("%s", region.anchor, exc_info=True)
+        return Decline(f"the site could not be rewritten: {type(error).__name__}: {error}", region.anchor)
+
+
+NORMALISERS = ("aten::softmax", "aten::_softmax", "aten::special_softmax", "aten::log_softmax", "aten::_log_softmax")
+
+
+def others(graph: fx.Graph, found: Sequence[Found]) -> tuple[Bystander, ...]:
+    """Softmaxes of a graph that is not lowered yet that are part of no attention: routers, classifiers, gates."""
+    taken = {f.anchor for f in found}
+    for region in (f.result for f in found if isinstance(f.result, Region)):
+        taken |= region.claims | {n for term in region.terms for n in term.inner}
+    return tuple(
+        Bystander(node.name, module_path(node), source_line(node) or "", reason)
+        for node, reason in bystanders(graph, NORMALISERS, taken)
+    )
+
+
+def announce(report: Report) -> Report:
+    """Log the summary, hand the report to torch's structured trace (`TORCH_TRACE`, read by tlparse), dump it."""
+    log.info("%s%s", f"{report.model}: " if report.model else "", report.summary)
+    trace_structured_artifact("attnopt_report", "string", payload_fn=report.to_text)
+    if dump.active():
+        dump.step("report", {"report.txt": report.to_text(every=True), "report.json": report.to_json()})
+    return report
+
+
+def _tell(step: str, gm: torch.nn.Module | None, found: Sequence[Found]) -> None:
+    """One debug line for the step and one for each site; with a dump, the graph, the sites and their specs as text."""
+    fused = [f for f in found if isinstance(f.result, Region)]
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %d of %d sites are fused", step, len(fused), len(found))
+        for item in found:
+            log.debug("%s: %s", step, _line(item))
+    if dump.active() and gm is not None:
+        specs = {r.whole.key: r.whole.text for r in (f.result for f in fused) if isinstance(r, Region)}
+        dump.graph(step, gm, {
+            "sites.txt": "\n".join(map(_line, found)) or "no sites",
+            "specs.txt": "\n".join(f"{key} {text}" for key, text in specs.items()) or "no specs",
+        })  # fmt: skip
+
+
+def _line(item: Found) -> str:
+    place = " ".join(filter(None, (module_path(item.anchor), source_line(item.anchor))))
+    what = f"{item.result.whole}" if isinstance(item.result, Region) else f"declined: {item.result}"
+    return f"%{item.anchor.name}{f' in {place}' if place else ''} [{item.pattern}] {what}"
+
+
+def _described(node: object) -> str:
+    """A node as a person finds it: `%sort = aten::sort [2, 4, 8, 8] float32 (model.py:12)`; empty for none."""
+    if not isinstance(node, fx.Node):
+        return ""
+    seen, line = value(node), source_line(node)
+    parts = seen if isinstance(seen, (tuple, list)) else (seen,)
+    shapes = [f"{[*map(str, x.shape)]}".replace("'", "") + f" {str(x.dtype).removeprefix('torch.')}"
+              for x in parts if isinstance(x, torch.Tensor)]  # fmt: skip
+    what = op_name(node) or (node.op if node.op != "call_function" else getattr(node.target, "__name__", "call"))
+    return f"%{node.name} = {what} {', '.join(shapes)}".rstrip() + (f" ({line})" if line else "")

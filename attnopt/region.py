@@ -48,6 +48,9 @@ class Region:
         scalars: scalar name to node or integer.
         inner: every node between the operands and the output.
         escapes: inner values that are also used elsewhere, such as returned weights; they stay in the graph.
+        merge: further attentions with the same output, whose results are added to this one's.
+        query_heads: head of the query operand for each query head, where that is another one.
+        claims: other anchors that this region explains; what patterns say of those is dropped.
         pattern, source, module_path: which pattern found it, and where the user wrote it.
     """
 
@@ -67,6 +70,19 @@ class Region:
     inner: frozenset[Any] = frozenset()
     escapes: tuple[str, ...] = ()
     rewrites: tuple[str, ...] = ()
+    merge: tuple[Region, ...] = ()
+    query_heads: tuple[int, ...] = ()
+    claims: frozenset[Any] = frozenset()
+
+    @property
+    def terms(self) -> tuple[Region, ...]:
+        """The attentions that are added up: this one without `merge`, then those of `merge`."""
+        return (replace(self, merge=()), *self.merge) if self.merge else (self,)
+
+    @property
+    def whole(self) -> AttentionSpec:
+        """The spec of the sum; `spec` is that of the first term."""
+        return replace(self.spec, merge=tuple(r.spec for r in self.merge)) if self.merge else self.spec
 
     def replace(self, **changes: Any) -> Region:
         """The region with other fields."""

@@ -12,10 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnopt import report_text
 from attnopt.errors import AttnoptError
+from attnopt.formula import formula, mask_in_words
+from attnopt.report_text import show_figure
 from attnopt.spec import AttentionSpec
 
-VERSION = 1
+__all__ = ["Bystander", "Figures", "Report", "Site", "show_figure"]
+
+VERSION = 2
 STATUSES = ("fused", "rewritten", "declined")
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -78,6 +83,8 @@ class Site:
         kernel: what runs it, such as `cpp`, `sdpa` or `reference`; empty if declined.
         reason: why it was declined, with the node at which the reasoning stopped.
         error: figures of validation against fp64 (`max`, `rms`, `eager_max`, `eager_rms`), or None.
+        node: of a declined site the node at which the reasoning stopped: name, operator, shape and `file:line`.
+        hint: of a declined site the smallest change that would lift the reason.
     """
 
     name: str
@@ -90,6 +97,8 @@ class Site:
     kernel: str = ""
     reason: str = ""
     error: Figures | None = None
+    node: str = ""
+    hint: str = ""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -97,6 +106,26 @@ class Site:
         object.__setattr__(self, "rewrites", tuple(self.rewrites))
         object.__setattr__(self, "reason", str(self.reason or ""))
         object.__setattr__(self, "error", None if self.error is None else Figures(self.error))
+
+    @property
+    def formula(self) -> str:
+        """What the site computes, as mathematics; empty if that could not be proven."""
+        return "" if self.spec is None else formula(self.spec)
+
+    @property
+    def mask(self) -> str:
+        """What its mask is, in words; empty if that could not be proven."""
+        return "" if self.spec is None else mask_in_words(self.spec)
+
+
+@dataclass(frozen=True)
+class Bystander:
+    """A softmax that is part of no attention, with where its result goes."""
+
+    name: str
+    module_path: str = ""
+    source: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,15 +137,18 @@ class Report:
         model: the model's class name.
         notes: one sentence each: fallbacks, warnings, capture path.
         figures: named groups of figures, such as `validation` or a rewrite's before and after.
+        others: softmaxes that are part of no attention, such as routers and classifiers; `explain` fills it.
     """
 
     sites: tuple[Site, ...] = ()
     model: str = ""
     notes: tuple[str, ...] = ()
     figures: Figures = field(default_factory=Figures)
+    others: tuple[Bystander, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "others", tuple(self.others))
         object.__setattr__(self, "notes", tuple(map(str, self.notes)))
         object.__setattr__(self, "figures", Figures(self.figures))
 
@@ -152,8 +184,26 @@ class Report:
                 found.setdefault(key, []).append(site)
         return tuple(tuple(sites) for sites in found.values())
 
+    def declines(self) -> tuple[tuple[Site, ...], ...]:
+        """Declined sites, gathered by reason and place in the source."""
+        found: dict[tuple[Any, ...], list[Site]] = {}
+        for site in self.sites:
+            if site.status == "declined":
+                found.setdefault(report_text.same_decline(site), []).append(site)
+        return tuple(tuple(sites) for sites in found.values())
+
+    @property
+    def summary(self) -> str:
+        """The counts in one line."""
+        total = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
+        return f"{total}: {self.fused} fused, {self.rewritten} rewritten, {self.declined} declined"
+
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return self.to_text()
+
+    def to_text(self, every: bool = False) -> str:
+        """The report as people read it; with `every`, also the softmaxes that are part of no attention, one by one."""
+        return report_text.text(self, every)
 
     def to_json(self) -> str:
         """The report as JSON in a fixed order of fields: the same text in every process."""
@@ -167,7 +217,8 @@ class Report:
             if data["version"] != VERSION:
                 raise AttnoptError(f"report text is of version {data['version']!r}; this attnopt reads {VERSION}.")
             sites = tuple(_site_from(site) for site in data["sites"])
-            return Report(sites, data["model"], tuple(data["notes"]), Figures(_from_plain(data["figures"])))
+            others = tuple(Bystander(**{name: str(x[name]) for name in _OTHER}) for x in data["others"])
+            return Report(sites, data["model"], tuple(data["notes"]), Figures(_from_plain(data["figures"])), others)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise AttnoptError(f"report text is malformed: {type(error).__name__}: {error}.") from None
 
@@ -183,71 +234,10 @@ class Report:
         return target
 
 
-# --- text ------------------------------------------------------------------------------------------
-
-
-def show_figure(value: Value) -> str:
-    """A figure as a person reads it: three significant digits."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, tuple):
-        return ", ".join(map(show_figure, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {show_figure(v)}" for name, v in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _lines(report: Report) -> Iterator[str]:
-    total, plural = len(report.sites), "" if len(report.sites) == 1 else "s"
-    yield f"attnopt report{f' for {report.model}' if report.model else ''}"
-    yield f"{total} site{plural}: {report.fused} fused, {report.rewritten} rewritten, {report.declined} declined"
-    for sites in report.groups():
-        yield from ("", *_group_lines(sites))
-    declined = [site for site in report.sites if site.status == "declined"]
-    if declined:
-        yield from ("", "declined")
-    for site in declined:
-        yield f"  {site.module_path or site.name}: {site.reason or 'no reason was recorded'}"
-        if site.source or site.pattern:
-            yield f"    {'; '.join(filter(None, (site.source, site.pattern and f'nearest pattern {site.pattern}')))}"
-        if site.spec is not None:
-            yield f"    {site.spec}"
-    for name, figures in report.figures.items():
-        yield from ("", name)
-        rows = figures.items() if isinstance(figures, Mapping) else [("", figures)]
-        yield from (f"  {label + ': ' if label else ''}{show_figure(value)}" for label, value in rows)
-    if report.notes:
-        yield from ("", "notes", *(f"  {note}" for note in report.notes))
-
-
-def _group_lines(sites: tuple[Site, ...]) -> Iterator[str]:
-    first = sites[0]
-    yield f"{len(sites)} × {first.spec if first.spec is not None else 'unknown spec'}"
-    how = [first.status, first.pattern and f"found by {first.pattern}", first.kernel and f"kernel {first.kernel}"]
-    if first.rewrites:
-        how.append(f"rewrites {', '.join(first.rewrites)}")
-    yield f"  {'; '.join(filter(None, how))}"
-    yield f"  {_span([site.module_path or site.name for site in sites])}"
-    for source in dict.fromkeys(site.source for site in sites if site.source):
-        yield f"  {source}"
-    errors = [site.error for site in sites if site.error is not None]
-    if errors:
-        worst = max(errors, key=lambda e: _order(e.get("max")))
-        yield f"  worst error: {show_figure(worst)}"
-
-
-def _order(value: Value) -> float:
-    """NaN is the worst error there is."""
-    return math.inf if not isinstance(value, (int, float)) or math.isnan(value) else float(value)
-
-
-def _span(names: list[str]) -> str:
-    """All of few names; the first and the last of many."""
-    names = list(dict.fromkeys(names))
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]}"
-
-
 # --- JSON ------------------------------------------------------------------------------------------
+
+
+_OTHER = tuple(Bystander.__dataclass_fields__)
 
 
 def _to_dict(report: Report) -> dict[str, Any]:
@@ -258,13 +248,17 @@ def _to_dict(report: Report) -> dict[str, Any]:
         "sites": [_site_dict(site) for site in report.sites],
         "notes": list(report.notes),
         "figures": _plain(report.figures),
+        "others": [{name: getattr(other, name) for name in _OTHER} for other in report.others],
     }
 
 
 def _site_dict(site: Site) -> dict[str, Any]:
     data = {name: _plain(getattr(site, name)) for name in Site.__dataclass_fields__ if name != "spec"}
     spec = site.spec
-    data["spec"] = spec and {"key": spec.key, "readable": str(spec), "definition": json.loads(spec.text)}
+    data["spec"] = spec and {
+        "key": spec.key, "readable": str(spec), "formula": site.formula, "mask": site.mask,
+        "definition": json.loads(spec.text),
+    }  # fmt: skip
     return data
 
 

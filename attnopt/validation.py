@@ -148,8 +148,9 @@ def _scores(region: Region, seeds: Mapping[str, Any]) -> int:
 
 
 def _operands(region: Region) -> list[str]:
-    captured = (o.node.table if isinstance(o.node, Line) else o.node for o in region.captures.values())
-    nodes = [region.query.node, region.key.node, region.value.node, *captured]
+    terms = region.terms
+    captured = (o.node.table if isinstance(o.node, Line) else o.node for r in terms for o in r.captures.values())
+    nodes = [*(o.node for r in terms for o in (r.query, r.key, r.value)), *captured]
     return list(dict.fromkeys(n.name for n in nodes))
 
 

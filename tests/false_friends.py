@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 N = 4
+ORDER = torch.tensor([2, 0, 3, 1])
 
 
 def tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -29,13 +30,19 @@ X, W1, W2 = tensor(N, N, N), tensor(N, N, seed=1), tensor(N, N, seed=2)
 
 @dataclass(frozen=True)
 class Friend:
-    """A function of `inputs`; its sites: so many fused, and one declined for each of `reasons`."""
+    """A function of `inputs`; its sites: so many fused, and one declined for each of `reasons`.
+
+    `backward` is off where eager PyTorch refuses the gradient, because an input was written to. `golden` is what to compute in
+    fp64 where `run` names an element type itself.
+    """
 
     name: str
     run: Callable[..., Any]
     inputs: tuple[Tensor, ...] = QKV
     reasons: tuple[str, ...] = ()
     fused: int = 0
+    backward: bool = True
+    golden: Callable[..., Any] | None = None
 
 
 # --- gates, classifiers, routers: a softmax or a product, but no attention --------------------------
@@ -160,10 +167,10 @@ LOOKALIKES = (
     Friend("mixtral_router", _mixtral_router, (X, W1, W2)),
     Friend("dense_experts", _dense_experts, (X, W1, tensor(N, N, N, seed=3)), ("no single query dimension",)),
     Friend("routed_matmul", _routed_matmul, (X, W1, W2)),
-    Friend("soft_argmax", _soft_argmax, (QKV[0], tensor(N, 1)), ("softmax",)),
+    Friend("soft_argmax", _soft_argmax, (QKV[0], tensor(N, 1))),
     Friend("disparity_regression", _disparity, (QKV[0],)),
     Friend("gated_pooling", _mil_pooling, (X, W1, W2), (NO_CONTRACTION,)),
-    Friend("additive_attention", _additive, (*QKV, W1), (NO_CONTRACTION,)),
+    Friend("additive_attention", _additive, (*QKV, W1), ("query is not a tensor",)),
     Friend("crf_forward", _crf, (X, W1)),
     Friend("viterbi", _viterbi, (X, W1)),
     Friend("cosine_classifier", lambda x, w: (16 * F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).mT).log_softmax(-1), (X, W1)),
@@ -192,24 +199,34 @@ def _slots(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 OVER = "softmax does not run over the keys"
+CHANGED = "weights are changed between the softmax and the values"
+NO_TENSOR = "is not a tensor by batch, head, position and feature"
 AXES = (
     Friend("over_queries", lambda q, k, v: (q @ k.mT).softmax(-2) @ v, QKV, (OVER,)),
     Friend("over_heads", lambda q, k, v: (q @ k.mT).softmax(1) @ v, QKV, (OVER,)),
     Friend("over_the_batch", lambda q, k, v: (q @ k.mT).softmax(0) @ v, QKV, (OVER,)),
     Friend("over_keys_applied_to_queries", lambda q, k, v: (q @ k.mT).softmax(-1).mT @ v, QKV, (OVER,)),
-    Friend("over_features", lambda q, k, v: (q.softmax(-1) @ k.mT) @ v),
-    Friend("over_all_pairs", lambda q, k, v: (q @ k.mT).flatten(-2).softmax(-1).unflatten(-1, (N, N)) @ v, QKV, ("softmax",)),
-    Friend("over_folded_batch", lambda q, k, v: (q @ k.mT).flatten(0, 1).softmax(0).unflatten(0, (N, N)) @ v, QKV, ("",)),
-    Friend("slot_attention", _slots, QKV, ("softmax does not run over the keys",)),
-    Friend("dual_softmax", lambda q, k, v: ((q @ k.mT).softmax(-1) * (q @ k.mT).softmax(-2)) @ v, QKV, ("", "")),
-    Friend("half_of_the_keys", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] @ v[..., :2, :], QKV, ("",)),
-    Friend("all_but_the_first_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :], QKV, ("",)),
-    Friend("every_other_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ::2] @ v[..., ::2, :], QKV, ("",)),
-    Friend("padded_weights", lambda q, k, v: F.pad((q @ k.mT).softmax(-1), (0, N)) @ torch.cat([v, v], -2), QKV, ("",)),
+    Friend("over_features", lambda q, k, v: (q.softmax(-1) @ k.mT) @ v, QKV, (NO_CONTRACTION,)),
+    Friend("over_all_pairs", lambda q, k, v: (q @ k.mT).flatten(-2).softmax(-1).unflatten(-1, (N, N)) @ v, QKV, (OVER,)),
+    Friend("over_folded_batch", lambda q, k, v: (q @ k.mT).flatten(0, 1).softmax(0).unflatten(0, (N, N)) @ v, QKV, (OVER,)),
+    Friend("slot_attention", _slots, QKV, (CHANGED,)),
+    Friend("dual_softmax", lambda q, k, v: ((q @ k.mT).softmax(-1) * (q @ k.mT).softmax(-2)) @ v, QKV, (CHANGED,)),
+    Friend("half_of_the_keys", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] @ v[..., :2, :], QKV, ("runs over more than the keys",)),
+    Friend("all_but_the_first_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :], QKV, (OVER,)),
+    Friend("every_other_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ::2] @ v[..., ::2, :], QKV, (OVER,)),
+    Friend("padded_weights", lambda q, k, v: F.pad((q @ k.mT).softmax(-1), (0, N)) @ torch.cat([v, v], -2)),
     Friend("softmax_before_the_last_keys", lambda q, k, v: torch.cat([(q @ k.mT).softmax(-1)] * 2, -1) @ torch.cat([v, v], -2)),
     Friend("summed_over_the_batch", lambda q, k, v: torch.einsum("bhqk,bhkd->hqd", (q @ k.mT).softmax(-1), v), QKV, ("form that is not known",)),
-    Friend("values_by_query", lambda q, k, v: torch.einsum("bhqk,bqkd->bhqd", (q @ k.mT).softmax(-1), v), QKV, ("",)),
-    Friend("weights_by_feature", lambda q, k, v: torch.einsum("bhqk,bhkq->bhq", (q @ k.mT).softmax(-1), v), QKV, ("",)),
+    Friend("values_by_query", lambda q, k, v: torch.einsum("bhqk,bqkd->bhqd", (q @ k.mT).softmax(-1), v), QKV, (NO_CONTRACTION,)),
+    Friend("heads_and_queries_swapped", lambda q, k, v: (q @ k.mT).softmax(-1).transpose(1, 2) @ v, QKV, (NO_CONTRACTION,)),
+    Friend("keys_in_another_order", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ORDER] @ v[..., ORDER, :]),
+    Friend("weights_in_another_order", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ORDER] @ v),
+    Friend("weights_reversed", lambda q, k, v: (q @ k.mT).softmax(-1).flip(-1) @ v, QKV, (OVER,)),
+    Friend("weights_rolled", lambda q, k, v: (q @ k.mT).softmax(-1).roll(1, -1) @ v, QKV, (OVER,)),
+    Friend("next_querys_weights", lambda q, k, v: (q @ k.mT).softmax(-1).roll(1, -2) @ v, QKV, ("",)),
+    Friend("values_transposed", lambda q, k, v: (q @ k.mT).softmax(-1) @ v.mT, fused=1),
+    Friend("channels_attend", lambda q, k, v: (q.mT @ k).softmax(-1) @ v.mT, fused=1),
+    Friend("weights_by_feature", lambda q, k, v: torch.einsum("bhqk,bhkq->bhq", (q @ k.mT).softmax(-1), v), QKV, ("no single query dimension",)),
 )  # fmt: skip
 
 

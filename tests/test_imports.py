@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAZY = ("triton", "onnx", "onnxscript", "onnxruntime", "transformers", "rich", "jinja2")
-NAMES = ("optimize", "explain", "AttentionSpec", "Options", "Report", "AttnoptError", "rewrites", "__version__")
+NAMES = (
+    "optimize", "explain", "AttentionSpec", "Options", "Report", "AttnoptError", "Pattern", "PATTERNS", "rewrites",
+    "__version__",
+)  # fmt: skip
 
 
 def _python(code: str) -> str:

@@ -18,22 +18,31 @@ class Dataflow:
         self.graph.add_edges_from(edges)
 
     @classmethod
-    def around(cls, sources: Iterable[Any], sink: Any, inputs: Neighbours, users: Neighbours) -> Dataflow:
-        """The part of a large graph that holds every path from the sources to the sink, and who uses what lies there.
+    def around(
+        cls, sources: Iterable[Any], sink: Any, inputs: Neighbours, users: Neighbours, given: Iterable[Any] = ()
+    ) -> Dataflow:
+        """The part of a large graph from which the sink is computed, and who uses what lies there.
 
-        Values must compare by order of computation (`a < b`: a is computed first). The walks down from the sources and
-        up from the sink take turns and the first to end decides, so that the cost is that of the smaller, whatever
-        the size of the graph: a key that was computed long before, or an input that everything uses, costs nothing.
+        Nothing is followed beyond the sources and what is `given`. Values must compare by order of computation (`a < b`:
+        a is computed first). The walks down from the sources and up from the sink take turns and the first to end
+        decides, so that the cost is that of the smaller, whatever the size of the graph.
         """
         start = set(sources)
-        first = min(start)
+        first, known = min(start), start | set(given)
+
+        def above(x: Any) -> Iterable[Any]:
+            return () if x in known else inputs(x)
+
         down = _Cone(start, users, lambda x: not sink < x)
-        up = _Cone({sink}, inputs, lambda x: not x < first)
+        up = _Cone({sink}, above, lambda x: not x < first)
         while down.step() and up.step():
             pass
-        part = up.seen if down.waiting else down.seen
-        edges = [(x, n) for n in part for x in inputs(n) if x in part]
-        return cls([*edges, *((n, user) for n in part for user in users(n))])
+        if not down.waiting:
+            up = _Cone({sink}, above, down.seen.__contains__)
+            while up.step():
+                pass
+        own = up.seen - known
+        return cls([*((x, n) for n in own for x in inputs(n)), *((n, user) for n in own for user in users(n))])
 
     def between(self, sources: Iterable[Hashable], sink: Hashable) -> set[Hashable]:
         """Everything on a path from a source to the sink, the sink included and the sources not."""
@@ -66,19 +75,20 @@ class Dataflow:
 
 
 class _Cone:
-    """A walk from some values along one direction, a value a step, as far as a limit allows."""
+    """A walk from some values along one direction, an edge a step, as far as a limit allows."""
 
     def __init__(self, start: set[Any], following: Neighbours, allowed: Callable[[Any], bool]) -> None:
         self.seen = set(start)
-        self.waiting = list(start)
+        self.waiting = [iter(following(x)) for x in start]
         self.following = following
         self.allowed = allowed
 
     def step(self) -> bool:
-        """Visit one value. False when all were visited."""
-        if self.waiting:
-            for x in self.following(self.waiting.pop()):
-                if x not in self.seen and self.allowed(x):
-                    self.seen.add(x)
-                    self.waiting.append(x)
+        """Follow one edge. False when all were followed."""
+        for x in self.waiting[-1] if self.waiting else ():
+            if x not in self.seen and self.allowed(x):
+                self.seen.add(x)
+                self.waiting.append(iter(self.following(x)))
+            return True
+        del self.waiting[-1:]
         return bool(self.waiting)

@@ -100,4 +100,5 @@ class Grid:
         # An index may leave the array only where a `Where` discards the element, so any element will do there.
         sizes = zip(indices, array.shape, strict=True)
         places = tuple(np.clip(self.value(i), 0, max(size - 1, 0)) for i, size in sizes)
-        return array[places].astype(np.int64 if isinstance(expr, ex.IntLoad) else np.float64)
+        found: Array = array[places].astype(np.int64 if isinstance(expr, ex.IntLoad) else np.float64)
+        return found

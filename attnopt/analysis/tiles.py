@@ -14,6 +14,9 @@ import sympy as sp
 from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
+from attnopt.analysis.intervals import SYMBOLIC, interval
+from attnopt.analysis.solution import Both, Either, From, Leaf, Node
+from attnopt.analysis.solve import solve
 from attnopt.spec import AttentionSpec
 
 # The query tile is [q0, q1).
@@ -52,8 +55,8 @@ def analyse(keep: Boolean) -> Tiles:
     clauses = list(ex.conjuncts(keep))
     static = [c for c in clauses if not c.has(ex.Load)]
     residual = [c for c in clauses if c.has(ex.Load)]
-    sure = _all([_bounds(c) for c in static])
-    possible = _all([_bounds(c) for c in clauses])
+    sure = _all([_bounds(solve(c)) for c in static])
+    possible = _all([_bounds(solve(c)) for c in clauses])
     bounds = Bounds(
         ex.Maximum(sp.S.Zero, possible.lo),
         ex.Minimum(ex.n_k, possible.hi),
@@ -92,38 +95,36 @@ def evaluate(end: sp.Expr, values: Mapping[sp.Symbol, int]) -> int:
 _ALL = Bounds(sp.S.Zero, ex.n_k, sp.S.Zero, ex.n_k)
 _UNKNOWN = Bounds(sp.S.Zero, ex.n_k, *_NONE)
 _EMPTY = Bounds(*_NONE, *_NONE)
+_TILE = {ex.q: (q0, _LAST)}
 
 
-def _bounds(clause: Boolean) -> Bounds:
-    if clause == sp.true:
-        return _ALL
-    if clause == sp.false:
-        return _EMPTY
-    if isinstance(clause, sp.And):
-        return _all([_bounds(c) for c in clause.args])
-    if isinstance(clause, sp.Or):
-        return reduce(_either, [_bounds(c) for c in clause.args])
-    if isinstance(clause, sp.Ge) and clause.args[1] == 0:
-        return _nonnegative(clause.args[0])
-    if isinstance(clause, sp.Eq) and clause.args[1] == 0:
-        e = clause.args[0]
-        return _all([_nonnegative(e), _nonnegative(-e)])
-    return _UNKNOWN
-
-
-def _nonnegative(e: sp.Expr) -> Bounds:
-    """Bounds of `e >= 0` for an integer `e = a*k + c*q + t` with numbers a and c."""
-    e = sp.expand(e)
-    a, c = e.coeff(ex.k, 1), e.coeff(ex.q, 1)
-    t = e - a * ex.k - c * ex.q
-    if not (e.is_integer and a.is_Integer and c.is_Integer) or t.has(ex.Load) or ex.depends(t, ex.k, ex.q, ex.s):
+def _bounds(node: Node) -> Bounds:
+    if isinstance(node, Both):
+        return _all([_bounds(n) for n in node.parts])
+    if isinstance(node, Either):
+        return reduce(_either, [_bounds(n) for n in node.parts]) if node.parts else _EMPTY
+    if isinstance(node, Leaf):
+        return _of_queries(node.condition)
+    end = node.lo if isinstance(node, From) else node.hi
+    ends = interval(end, _TILE, SYMBOLIC)
+    if ends is None or not end.is_integer:
         return _UNKNOWN
-    most, least = (t + c * _LAST, t + c * q0) if c > 0 else (t + c * q0, t + c * _LAST)
-    if a > 0:  # k >= -rest/a, rounded up
-        return Bounds(-ex.FloorDiv(most, a), ex.n_k, -ex.FloorDiv(least, a), ex.n_k)
-    if a < 0:  # k <= rest/|a|, rounded down
-        return Bounds(sp.S.Zero, ex.FloorDiv(most, -a) + 1, sp.S.Zero, ex.FloorDiv(least, -a) + 1)
-    return Bounds(sp.S.Zero, _if_nonnegative(most), sp.S.Zero, _if_nonnegative(least))
+    if isinstance(node, From):
+        return Bounds(ends[0], ex.n_k, ends[1], ex.n_k)
+    return Bounds(sp.S.Zero, ends[1], sp.S.Zero, ends[0])
+
+
+def _of_queries(condition: Boolean) -> Bounds:
+    """All keys or none, where the condition is on coordinates other than k."""
+    if isinstance(condition, sp.Eq) and condition.args[1] == 0:
+        e = condition.args[0]
+        return _all([_of_queries(sp.Ge(x, 0, evaluate=False)) for x in (e, -e)])
+    if not isinstance(condition, sp.Ge) or condition.args[1] != 0 or not condition.args[0].is_integer:
+        return _UNKNOWN
+    ends = None if ex.depends(condition, ex.k) else interval(condition.args[0], _TILE, SYMBOLIC)
+    if ends is None:
+        return _UNKNOWN
+    return Bounds(sp.S.Zero, _if_nonnegative(ends[1]), sp.S.Zero, _if_nonnegative(ends[0]))
 
 
 def _if_nonnegative(e: sp.Expr) -> sp.Expr:

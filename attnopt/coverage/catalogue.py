@@ -65,3 +65,10 @@ def _by_config(model_type: str) -> type:
     if not found:
         raise LookupError("no model class takes this configuration")
     return min(found, key=lambda c: ("For" in c.__name__, len(c.__name__)))
+
+
+def architectures() -> tuple[str, ...]:
+    """Every architecture by name, those of diffusers as `diffusers:CLASS` if it is installed."""
+    from attnopt.coverage.diffusion import names
+
+    return (*model_types(), *names())

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from attnopt import patterns
+from attnopt import dump, patterns
 from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import module_path
 from attnopt.passes.base import Approx
@@ -149,6 +149,7 @@ def rewrite(
         stage = Stage(_copy(gm), measured, tensors, constants)
         decision = one.decide(stage)
         left = one.apply(stage, decision)
+        dump.graph(one.name, stage.gm, {"decision.txt": f"{decision}"})
         decision = replace(
             decision, sites=tuple(s for s in decision.sites if s[0] not in left),
             declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts),

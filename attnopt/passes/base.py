@@ -39,13 +39,14 @@ class Rewrite(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rewrite that is one function of the region."""
+    """A rewrite that is one function of the region; with `output`, a sum of attentions is given to it as a whole."""
 
     name: str
     apply: Callable[[Region], Region | Decline]
     contract: Exact | Approx = EXACT
     requires: frozenset[str] = field(default_factory=frozenset)
     provides: frozenset[str] = field(default_factory=frozenset)
+    output: bool = False
 
 
 def check_order(rewrites: Sequence[Rewrite]) -> None:
@@ -60,17 +61,32 @@ def check_order(rewrites: Sequence[Rewrite]) -> None:
         provided |= rewrite.provides
 
 
+def _apply(rewrite: Rewrite, region: Region) -> Region | Decline:
+    """The rewrite of every attention of a sum, or of the sum as a whole where the rewrite reads the output."""
+    if not region.merge or getattr(rewrite, "output", False):
+        return rewrite.apply(region)
+    terms, new = region.terms, []
+    for term in terms:
+        found = rewrite.apply(term)
+        if isinstance(found, Decline):
+            return found
+        new.append(found)
+    if all(x is y for x, y in zip(terms, new, strict=True)):
+        return region
+    return new[0].replace(merge=tuple(new[1:]))
+
+
 def run(region: Region, rewrites: Sequence[Rewrite]) -> tuple[Region, list[Decline]]:
     """Apply the rewrites in order; every changed spec is verified, and a failure names the rewrite."""
     declines: list[Decline] = []
     for rewrite in rewrites:
-        result = rewrite.apply(region)
+        result = _apply(rewrite, region)
         if isinstance(result, Decline):
             declines.append(Decline(f"{rewrite.name}: {result.reason}", result.node))
             continue
         if result is not region:
             try:
-                result.spec.verify()
+                result.whole.verify()
             except AttnoptError as error:
                 raise RewriteError(f"rewrite {rewrite.name} made an invalid spec: {error}") from error
             result = result.replace(rewrites=(*region.rewrites, rewrite.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -37,25 +38,28 @@ class Lowering:
 
     def lower(self, region: Region) -> fx.Node | Decline:
         """Replace the region's output by the operator. Returns the operator's node."""
-        if region.spec.dropout:
+        if any(term.spec.dropout for term in region.terms):
             return Decline("dropout is active; the site stays as it is while the model trains", region.anchor)
         if region.output.meta.get(WRITES):
             return Decline("the output is written in place in a way that cannot be made pure", region.output)
-        scalars = []
-        for symbol in region.scalars.values():
-            scalar = self._scalar(region, symbol)
+        scalars = [[self._scalar(term, symbol) for symbol in term.scalars.values()] for term in region.terms]
+        for scalar in (x for found in scalars for x in found):
             if isinstance(scalar, Decline):
                 return scalar
-            scalars.append(scalar)
-        captures = [self._capture(region, name, operand) for name, operand in region.captures.items()]
+        captures = [[self._capture(term, name, o) for name, o in term.captures.items()] for term in region.terms]
+        calls = []
+        dtype = _widest(region)
         with self.graph.inserting_before(region.output):
-            query, key, val = (self._heads(region, o) for o in (region.query, region.key, region.value))
-            call = self.graph.call_function(
-                torch.ops.attnopt.attention.default, (query, key, val, captures, scalars, region.spec.text)
-            )
-            out = self.graph.call_function(operator.getitem, (call, 0))
-            out = self._arrange(region, out)
-        call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
+            for term, loaded, numbers in zip(region.terms, captures, scalars, strict=True):
+                query, key, val = (self._wide(self._heads(term, o), o, dtype) for o in (term.query, term.key, term.value))
+                operands = (query, key, val, loaded, numbers, term.spec.text)
+                calls.append(self._call(torch.ops.attnopt.attention.default, *operands))
+            parts = [self._call(operator.getitem, call, 0) for call in calls]
+            total = functools.reduce(lambda x, y: self._call(aten.add.Tensor, x, y), parts)
+            out = self._arrange(region, total, dtype)
+        for call in calls:
+            call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
+        call = calls[0]
         call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
         region.output.replace_all_uses_with(out)
@@ -74,6 +78,8 @@ class Lowering:
             place = dims.index(("b", "h"))
             node = self._call(aten.unflatten.int, node, place, [-1, region.spec.heads.q])
             dims[place : place + 1] = ["b", "h"]
+        if operand is region.query and region.query_heads:
+            node = self._chosen(node, dims.index("h"), region.query_heads)
         present = [d for d in order if d in dims]
         if dims != present:
             node = self._call(aten.permute.default, node, [dims.index(d) for d in present])
@@ -87,6 +93,17 @@ class Lowering:
         if len(region.batch) > 1:
             node = self._call(aten.flatten.using_ints, node, 0, len(region.batch) - 1)
         return node
+
+    def _chosen(self, node: fx.Node, place: int, heads: tuple[int, ...]) -> fx.Node:
+        """Some heads of a tensor: a view where they are evenly spaced, else a copy."""
+        step = heads[1] - heads[0] if len(heads) > 1 else 1
+        if step > 0 and heads == tuple(range(heads[0], heads[-1] + 1, step)):
+            return self._call(aten.slice.Tensor, node, place, heads[0], heads[-1] + 1, step)
+        parts = [self._call(aten.select.int, node, place, head) for head in heads]
+        return self._call(aten.stack.default, parts, place)
+
+    def _wide(self, node: fx.Node, operand: Operand, dtype: torch.dtype) -> fx.Node:
+        return node if value(operand.node).dtype == dtype else self._call(aten.to.dtype, node, dtype)
 
     def _select(self, node: fx.Node, dims: list[Any]) -> tuple[fx.Node, list[Any]]:
         for place in reversed(range(len(dims))):
@@ -162,7 +179,7 @@ class Lowering:
         """The first place after the node where code may stand."""
         return self.first if node.op == "placeholder" else node.next
 
-    def _arrange(self, region: Region, out: fx.Node) -> fx.Node:
+    def _arrange(self, region: Region, out: fx.Node, dtype: torch.dtype) -> fx.Node:
         """[batch, heads, queries, width] in the source's order of dimensions."""
         present = [name for names in region.out_dims for name in names]
         order = [*(region.batch or ("b",)), "h", "q", "d"]
@@ -178,9 +195,15 @@ class Lowering:
         for place, names in enumerate(region.out_dims):
             if len(names) > 1:
                 out = self._call(aten.flatten.using_ints, out, place, place + len(names) - 1)
-        if value(region.output).dtype != value(region.query.node).dtype:
+        if value(region.output).dtype != dtype:
             out = self._call(aten.to.dtype, out, value(region.output).dtype)
         return out
+
+
+def _widest(region: Region) -> torch.dtype:
+    """Operands of different types are computed in the widest, as the source's scores or weights were."""
+    operands = (o for term in region.terms for o in (term.query, term.key, term.value))
+    return functools.reduce(torch.promote_types, (value(o.node).dtype for o in operands))
 
 
 # Operators that read memory rather than elements: they see the strides that the source had.

@@ -12,16 +12,29 @@ import torch
 from torch import fx
 
 from attnopt.errors import Decline
+from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import sdpa, softmax
+from attnopt.patterns import pointwise, sdpa, softmax
+from attnopt.patterns.known import Known
+from attnopt.patterns.lift import Lifter
+from attnopt.patterns.masks import Masked, split
+from attnopt.patterns.operands import Place
+from attnopt.patterns.site import Frame, Parts, build, frame, width
 from attnopt.patterns.soundness import sound
+from attnopt.patterns.views import shape
 from attnopt.region import Region
+
+__all__ = [
+    "PATTERNS", "Decline", "Frame", "Lifter", "Masked", "Parts", "Pattern", "Place", "Region", "arguments", "build",
+    "find", "frame", "op_name", "shape", "split", "value", "width",
+]  # fmt: skip
 
 log = logging.getLogger("attnopt")
 
 PATTERNS = (
     Pattern("sdpa", sdpa.match),
     Pattern("softmax", softmax.match),
+    Pattern("pointwise", pointwise.match),
 )
 
 
@@ -35,10 +48,11 @@ def find(
     The first pattern that gives a region wins; where none does, the first that declines.
     """
     found, chosen = [], PATTERNS if patterns is None else patterns
+    known = constants if isinstance(constants, Known) else Known(constants or {})
     for node in graph.nodes:
         claim: tuple[str, Region | Decline] | None = None
         for pattern in chosen:
-            result = _read(pattern, node, constants or {})
+            result = _read(pattern, node, known)
             if isinstance(result, Region):
                 claim = (pattern.name, result)
                 break

@@ -50,20 +50,19 @@ class Sizes:
     def split(self, x: sp.Expr, n: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
         """`(x // n, x % n)` where both are provably plain expressions, else None."""
         x = sp.expand(x)
-        whole, rest = [], []
-        for term in sp.Add.make_args(x):
-            quotient = _divide(term, n)
-            (rest if quotient is None else whole).append(term if quotient is None else quotient)
-        remainder = sp.Add(*rest)
-        bounds = self.bounds(remainder)
-        if bounds is not None and nonnegative(bounds[0]) and nonnegative(sp.expand(n - 1 - bounds[1])):
-            return sp.Add(*whole), remainder
+        for near in (False, True):
+            whole = sp.Add(*[q for q in (_quotient(term, n, near) for term in sp.Add.make_args(x)) if q is not None])
+            remainder = sp.expand(x - n * whole)
+            bounds = self.bounds(remainder)
+            if bounds is not None and nonnegative(bounds[0]) and nonnegative(sp.expand(n - 1 - bounds[1])):
+                return whole, remainder
         return None
 
     def div(self, x: sp.Expr, n: sp.Expr) -> sp.Expr:
         """`x // n`, simplified."""
-        if isinstance(x, FloorDiv):
-            return self.div(x.args[0], sp.expand(x.args[1] * n))
+        whole = _nested(x)
+        if whole is not None:
+            return self.div(whole[0], sp.expand(whole[1] * n))
         parts = self.split(x, n)
         if parts:
             return parts[0]
@@ -121,12 +120,43 @@ class Sizes:
         flat: sp.Expr = sp.S.Zero
         for x, size in zip(index, old, strict=True):
             flat = flat * size + x
+        flat = _whole(flat)
         parts: list[sp.Expr] = []
         for place, size in reversed(list(enumerate(new))):
             first = all(n == 1 for n in new[:place])
             parts.append(sp.S.Zero if size == 1 else sp.expand(flat) if first else self.mod(flat, size))
             flat = flat if size == 1 else self.div(flat, size)
         return parts[::-1]
+
+
+def _quotient(term: sp.Expr, n: sp.Expr, near: bool) -> sp.Expr | None:
+    """`term / n`, exactly, or with `near` to the nearest integer coefficient: `31*q` is near `32*q`."""
+    exact = _divide(term, n)
+    if exact is not None or not near or not n.is_Integer or term.is_number:
+        return exact
+    coefficient, rest = term.as_coeff_Mul()
+    nearest = sp.floor(coefficient / n + sp.Rational(1, 2)) if coefficient.is_Integer else sp.S.Zero
+    return nearest * rest if nearest != 0 else None
+
+
+def _nested(x: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+    """`(y, m)` with `x = y // m`: `z // m + c` is `(z + c*m) // m`."""
+    floors = [t for t in sp.Add.make_args(x) if isinstance(t, FloorDiv)]
+    if len(floors) != 1 or not floors[0].args[1].is_positive:
+        return None
+    inner, m = floors[0].args
+    return sp.expand(inner + m * (x - floors[0])), m
+
+
+def _whole(x: sp.Expr) -> sp.Expr:
+    """`m*(z // m) + z % m` is `z`: digits that are put together again."""
+    x = sp.expand(x)
+    for low in x.atoms(Mod):
+        z, m = low.args
+        c = x.coeff(low)
+        if c != 0 and sp.expand(x.coeff(FloorDiv(z, m)) - c * m) == 0:
+            return _whole(x - c * low - c * m * FloorDiv(z, m) + c * z)
+    return x
 
 
 def same(a: sp.Expr, b: sp.Expr) -> bool:

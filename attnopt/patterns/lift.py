@@ -18,7 +18,9 @@ from attnopt import expr as ex
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
+from attnopt.patterns.known import Known
 from attnopt.patterns.ops import COSTLY, POINTWISE
+from attnopt.patterns.safety import cuts_gradient
 from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
 from attnopt.region import Line
 
@@ -27,6 +29,15 @@ _CONSTANTS = {
     "aten::zeros": 0, "aten::new_zeros": 0, "aten::zeros_like": 0, "aten::ones": 1, "aten::new_ones": 1,
     "aten::ones_like": 1, "aten::full": None, "aten::new_full": None, "aten::full_like": None,
     "aten::scalar_tensor": None,
+}  # fmt: skip
+# Operators whose results are finite whatever comes in, and those that keep finite values finite.
+_BOUNDED = {
+    "aten::embedding", "aten::layer_norm", "aten::conv1d", "aten::conv2d", "aten::sigmoid", "aten::tanh", "aten::sin",
+    "aten::cos",
+}  # fmt: skip
+_KEEP_FINITE = {
+    *GATHERS, "aten::gather", "aten::add", "aten::sub", "aten::mul", "aten::neg", "aten::relu", "aten::split",
+    "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::abs", "aten::clamp",
 }  # fmt: skip
 _LARGE = 48
 _NARROW = (torch.uint8, torch.int8, torch.int16)
@@ -40,7 +51,7 @@ class Lifter:
     def __init__(self, sizes: Sizes, constants: Mapping[str, torch.Tensor] | None = None, deep: bool = False) -> None:
         self.sizes = sizes
         self.deep = deep
-        self.constants = constants or {}
+        self.constants = constants if isinstance(constants, Known) else Known(constants or {})
         self.stops: set[fx.Node] = set()
         self.nodes: dict[str, Any] = {}
         self.dropout: dict[fx.Node, float] = {}
@@ -63,6 +74,8 @@ class Lifter:
     def step(self, node: fx.Node, index: Index) -> tuple[fx.Node, Index] | None:
         """One view substitution toward the input, or None if the node is no view."""
         name = op_name(node)
+        if cuts_gradient(node):
+            return None
         if name in VIEWS and name not in ("aten::lift_fresh",):
             a = arguments(node)
             try:
@@ -186,22 +199,44 @@ class Lifter:
         return ex.Trunc(ex.as_number(inner))
 
     def _load(self, node: fx.Node, index: Index) -> sp.Basic:
+        closed = None if node in self.stops else self.constants.closed(node, index)
+        if closed is not None:
+            return closed
         self.nodes[node.name] = node
         dtype = value(node).dtype if isinstance(value(node), torch.Tensor) else torch.float32
         found = ex.load(node.name, *index, integer=not dtype.is_floating_point)
         return sp.Ne(found, 0) if dtype == torch.bool else found
 
     def finite(self, name: str) -> bool:
-        """Whether a loaded tensor is no mask: parameters and what is gathered or multiplied out of them are finite."""
+        """Whether a loaded tensor is no mask: parameters, products, and what is picked or computed from them."""
         node = self.nodes.get(name)
-        parameter = isinstance(node, fx.Node) and node.op == "placeholder" and str(node.target).startswith("p_")
-        return isinstance(node, Line) or parameter or op_name(node) in (*CONTRACTIONS, "aten::embedding")
+        return isinstance(node, Line) or self._finite(node, 40)
+
+    def _finite(self, node: Any, steps: int) -> bool:
+        if not isinstance(node, fx.Node):
+            return isinstance(node, (int, float)) and abs(node) < 1e29
+        if node.op == "placeholder" and str(node.target).startswith("p_"):
+            return True
+        name = op_name(node)
+        if name in CONTRACTIONS or name in _BOUNDED or self.constants.finite(node):
+            return True
+        if name not in _KEEP_FINITE and name not in VIEWS and name not in CASTS:
+            return node.target is operator.getitem and steps > 0 and self._finite(node.args[0], steps - 1)
+        sources = [n for n in node.all_input_nodes if _is_float(n)]
+        numbers = [a for a in node.args if isinstance(a, float)]
+        return bool(sources) and steps > 0 and all(self._finite(x, steps - 1) for x in (*sources, *numbers))
 
     def _contains_contraction(self, found: sp.Basic) -> bool:
         names = (load.args[0].name for load in found.atoms(ex.Load))
         return any(
             n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names
         )
+
+
+def _is_float(node: fx.Node) -> bool:
+    seen = value(node)
+    parts = seen if isinstance(seen, (list, tuple)) else [seen]
+    return any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in parts)
 
 
 def _overflows(found: sp.Basic, dtype: torch.dtype) -> bool:

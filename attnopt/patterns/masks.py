@@ -36,6 +36,7 @@ def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True) -> 
     `finite` says of a loaded tensor whether its values are finite for certain. A huge negative fill is a mask only
     above scores that are: where another mask makes all kept scores -inf, the filled ones take the whole weight.
     """
+    logit = ex.canon(logit)
     score, keep = _peel(logit, infinite=True)
     if keep != sp.true:
         return Masked(score, keep, EmptyRow.NAN)
@@ -83,4 +84,4 @@ def _same_fill(inner: sp.Expr, fill: sp.Expr) -> bool:
 def _fill(x: sp.Expr, infinite: bool) -> bool:
     if infinite:
         return x == ex.NEG_INF
-    return bool(x.is_Rational) and x <= HUGE
+    return bool(x.is_number and x.is_finite and x <= HUGE)

@@ -69,18 +69,20 @@ def _scaled(node: fx.Node, index: Index) -> Any:
 
 
 def resolve(place: Place, frame: Any, lifter: Lifter, role: str) -> Resolved | Decline:
-    """The deepest node on the way whose dimensions are coordinates, one each."""
+    """The deepest node on the way whose dimensions are coordinates, one each; a query in its own heads if it can be."""
     best: Resolved | None = None
+    other: Resolved | None = None
     for node, index, factor in walk(place, lifter):
         found = _clean(node, index, place, frame, factor)
-        if found is not None and role == "query" and not _own_heads(found, frame.heads):
+        if found is not None and role == "query" and not own_heads(found, frame.heads):
+            other = found
             continue
         best = found or best
-    return best or Decline(f"the {role} is not a tensor by batch, head, position and feature", place.node)
+    return best or other or Decline(f"the {role} is not a tensor by batch, head, position and feature", place.node)
 
 
-def _own_heads(found: Resolved, heads: int) -> bool:
-    """Whether query head h is the operand's head h: queries have no head table. One without heads is broadcast."""
+def own_heads(found: Resolved, heads: int) -> bool:
+    """Whether query head h is the operand's head h. An operand without heads is broadcast."""
     if found.heads == 1 and "h" not in found.operand.dims:
         return True
     return found.heads == heads and found.table == tuple(range(heads))
@@ -109,7 +111,7 @@ def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Exp
             heads = int(extent)
         else:
             return None
-    if plain[place.position] not in dims or "d" not in dims:
+    if any(plain[c] not in dims and not frame.single(c) for c in (place.position, place.feature)):
         return None
     if not _whole(node, dims, frame, place, heads, table):
         return None

@@ -14,6 +14,7 @@ from attnopt.patterns.dependence import LINEAR, NORMS, Walk, evaluate, pointwise
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.views import CASTS, VIEWS, shape
 from attnopt.region import Operand, Region
+from attnopt.spec import Softmax
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def find(region: Region) -> Projections | Decline:
 
 
 def _find(region: Region) -> Projections | Decline:
+    if region.merge or region.query_heads or not isinstance(region.spec.normalizer, Softmax):
+        return Decline("the heads are no plain softmax attention each", region.anchor)
     found: dict[str, Projection] = {}
     for role, operand in (("query", region.query), ("key", region.key), ("value", region.value)):
         result = _rows(operand, role)

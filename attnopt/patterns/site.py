@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from attnopt.graph import module_path, op_name, source_line, value
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import PRODUCT, Lifter
 from attnopt.patterns.masks import Masked
-from attnopt.patterns.operands import Place, resolve
+from attnopt.patterns.operands import Place, own_heads, resolve
+from attnopt.patterns.safety import jumps, unsafe
 from attnopt.patterns.views import Index, shape
 from attnopt.region import Line, Operand, Region
-from attnopt.spec import AttentionSpec, Capture, Heads, Softmax
+from attnopt.spec import AttentionSpec, Capture, Heads, Normalizer, Pointwise, Softmax
 
 width = sp.Symbol("width", integer=True, nonnegative=True)
 
@@ -40,6 +41,10 @@ class Frame:
     def extent(self, symbol: sp.Symbol) -> sp.Expr:
         """How many values a coordinate takes."""
         return self.sizes.sizes[symbol]
+
+    def single(self, symbol: sp.Symbol) -> bool:
+        """Whether the coordinate takes one value only, so that indices need not mention it."""
+        return bool(self.extent(symbol) == 1)
 
 
 def frame(
@@ -77,7 +82,10 @@ def frame(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a pattern found: anchors, the masked logit over `s`, and the three operands with their indices."""
+    """What a pattern found: anchors, the masked logit over `s`, and the three operands with their indices.
+
+    `product` is the contraction that `s` stands for, where the graph has it.
+    """
 
     pattern: str
     anchor: fx.Node
@@ -88,6 +96,9 @@ class Parts:
     value: Place
     gate: sp.Expr = sp.S.One
     dropout: float = 0.0
+    product: fx.Node | None = None
+    normalizer: Normalizer = Softmax()
+    weight: sp.Expr = sp.S.One
 
 
 def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
@@ -99,10 +110,14 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
             return found
         operands[role], maps[role] = found.operand, found
     scale = sp.Mul(*[m.factor for role, m in maps.items() if role != "value"])
-    score = parts.masked.score.xreplace({ex.s: scale * ex.s}) if scale != 1 else parts.masked.score
+    scaled = {ex.s: scale * ex.s} if scale != 1 else {}
     extents = _Extents(frame, parts.output.graph)
-    exprs = {"score": score, "keep": parts.masked.keep, "gate": parts.gate * maps["value"].factor}
-    if any(where.args[0].has(ex.s) for where in score.atoms(ex.Where)) or parts.masked.keep.has(ex.s):
+    exprs = {
+        "score": parts.masked.score.xreplace(scaled), "keep": parts.masked.keep,
+        "gate": parts.gate * maps["value"].factor, "weight": parts.weight.xreplace(scaled),
+    }  # fmt: skip
+    exprs |= {n: e for n in ("divide", "sink") if (e := getattr(parts.normalizer, n, None)) is not None}
+    if any(jumps(e) for e in exprs.values()) or parts.masked.keep.has(ex.s):
         return Decline("scores are compared with one another; rounding could decide differently", parts.anchor)
     exprs = {name: extents.rename(ex.canon(e)) for name, e in exprs.items()}
     captures, exprs = _captures(exprs, lifter, frame)
@@ -113,8 +128,8 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
         maps["key"].table, maps["value"].table,
     )  # fmt: skip
     spec = AttentionSpec(
-        heads=heads, score=exprs["score"], keep=exprs["keep"], normalizer=Softmax(), gate=exprs["gate"],
-        empty_row=parts.masked.empty_row,
+        heads=heads, score=exprs["score"], keep=exprs["keep"], gate=exprs["gate"],
+        normalizer=_normalizer(parts.normalizer, exprs), weight=exprs["weight"], empty_row=parts.masked.empty_row,
         dropout=parts.dropout, scalars=tuple(extents.scalars),
         captures=tuple(_capture(name, operand) for name, operand in captures.items()),
     ).canonical()  # fmt: skip
@@ -126,7 +141,18 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     changed = _changed({*lifter.read, *(o.node for o in operands.values())}, parts.output)
     if changed is not None:
         return Decline("a tensor that the attention reads is changed in place before the attention ends", changed)
-    return _region(parts, frame, spec, operands, captures, extents.scalars)
+    places = {role: operand.node for role, operand in operands.items()}
+    loaded = (o.node.table if isinstance(o.node, Line) else o.node for o in captures.values())
+    harm = unsafe(places, loaded, parts.product or parts.anchor)
+    region = harm or _region(parts, frame, spec, operands, captures, extents.scalars)
+    if isinstance(region, Region) and not own_heads(maps["query"], frame.heads):
+        return region.replace(query_heads=maps["query"].table)
+    return region
+
+
+def _normalizer(normalizer: Normalizer, exprs: Mapping[str, Any]) -> Normalizer:
+    """The normaliser with its own expression in the spec's symbols."""
+    return Pointwise(exprs["divide"]) if isinstance(normalizer, Pointwise) else Softmax(exprs.get("sink"))
 
 
 def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
@@ -138,7 +164,8 @@ def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
 def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:
     leaves = {o.node.table if isinstance(o.node, Line) else o.node for o in (*operands.values(), *captures.values())}
     sources = {operands["query"].node, operands["key"].node}
-    flow = Dataflow.around(sources, parts.output, lambda n: n.all_input_nodes, lambda n: n.users)
+    ways = (lambda n: _tensors(n.all_input_nodes), lambda n: _tensors(n.users))
+    flow = Dataflow.around(sources, parts.output, *ways, leaves)
     inner = flow.between(sources, parts.output) - leaves
     inner.add(parts.output)
     escapes = tuple(str(n) for n in flow.escapes(inner, parts.output))
@@ -148,6 +175,11 @@ def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, capt
         anchor=parts.anchor, pattern=parts.pattern, source=source_line(parts.anchor),
         module_path=module_path(parts.anchor), inner=frozenset(inner), escapes=escapes,
     )  # fmt: skip
+
+
+def _tensors(nodes: Iterable[fx.Node]) -> Iterable[fx.Node]:
+    """The nodes without those that are sizes: reading a size computes nothing from the elements."""
+    return (n for n in nodes if op_name(n) != "aten::sym_size")
 
 
 class _Extents:
@@ -162,7 +194,7 @@ class _Extents:
             if isinstance(extent, sp.Symbol):
                 self.names.setdefault(extent, name)
         self.flat = dict(zip(frame.batch, _unflatten(frame), strict=True)) if len(frame.batch) > 1 else {}
-        self.coordinates = {*ex.COORDINATES, ex.s, *ex.SIZES}
+        self.coordinates = {*ex.COORDINATES, ex.s, ex.t, ex.a, *ex.SIZES}
 
     def rename(self, expr: sp.Basic) -> sp.Basic:
         """The expression in the spec's own symbols."""

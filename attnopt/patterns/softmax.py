@@ -17,7 +17,7 @@ from attnopt.patterns.lift import CONTRACTIONS, Lifter
 from attnopt.patterns.masks import split
 from attnopt.patterns.operands import Place, walk
 from attnopt.patterns.site import Frame, Parts, build, frame, width
-from attnopt.patterns.views import CASTS, VIEWS, Index, shape
+from attnopt.patterns.views import CASTS, VIEWS, Index, same, shape
 from attnopt.region import Region
 
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax"}
@@ -36,7 +36,7 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     if output is None:
         return None
     plain = _read(node, output, constants, None)
-    fold = _folded_heads(node, output) if value(output).dim() == 3 else None
+    fold = folded_heads(output) if value(output).dim() == 3 else None
     if fold is None:
         return plain
     folded = _read(node, output, constants, fold)
@@ -77,8 +77,11 @@ def _read(node: fx.Node, output: fx.Node, constants: Mapping[str, torch.Tensor],
     if gate is None or gate.has(ex.k) or gate.has(heart[0]):
         return Decline("the weights are changed between the softmax and the values", weights[0])
     index, dim = heart[0].args[1:], arguments(node)["dim"] % len(heart[0].args[1:])
-    if index[dim] != ex.k or any(i.has(ex.k) for n, i in enumerate(index) if n != dim):
+    over = index[dim] == ex.k or (index[dim] == 0 and framed.single(ex.k))
+    if not over or any(i.has(ex.k) for n, i in enumerate(index) if n != dim):
         return Decline("the softmax does not run over the keys", node)
+    if not same(shape(node)[dim], framed.extent(ex.k)):
+        return Decline("the softmax runs over more than the keys whose values are summed", node)
     dropout = dict(lifter.dropout)
     return _scores(node, output, framed, lifter, index, values, gate, dropout)
 
@@ -98,13 +101,15 @@ def _scores(
         sides = contract(product, load.args[1:], ex.d) if op_name(product) in CONTRACTIONS else None
         if sides is None:
             continue
-        key, query = sides if _over(sides[0], ex.k) else sides[::-1]
-        if not _over(key, ex.k) or _over(query, ex.k) or not extent(product).is_Integer:
+        key, query = sides if _over(sides[0], ex.k) or _over(sides[1], ex.q) else sides[::-1]
+        # A single key or query leaves no trace in an index: its one position is 0.
+        if not (_over(key, ex.k) or framed.single(ex.k)) or _over(query, ex.k) or not extent(product).is_Integer:
             continue
         framed.sizes.sizes[ex.d] = extent(product)
         places = Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width)
         masked = split(logit.xreplace({load: ex.s}), lifter.finite)
-        parts = Parts("softmax", node, output, masked, *places, gate, 1 - math.prod(1 - p for p in dropout.values()))
+        dropped = 1 - math.prod(1 - p for p in dropout.values())
+        parts = Parts("softmax", node, output, masked, *places, gate, dropped, product)
         region = build(parts, framed, lifter)
         if isinstance(region, Region):
             return region
@@ -147,7 +152,7 @@ def _sides(node: fx.Node, output: fx.Node) -> tuple[int, int] | Decline:
     return left[0], right[0]
 
 
-def _folded_heads(node: fx.Node, output: fx.Node) -> int | None:
+def folded_heads(output: fx.Node) -> int | None:
     """The number of heads that a three-dimensional contraction carries in its batch, read off the views around it."""
     framed = frame(output, 1, 2, extent(output), sp.S.Zero, None)
     if isinstance(framed, Decline) or not framed.batch:

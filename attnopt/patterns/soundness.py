@@ -29,15 +29,19 @@ def sound(found: Any, name: str, node: Any) -> Region | Decline | None:
 def _fault(region: Region) -> str:
     """The first thing that is wrong with the region; empty if nothing is."""
     heads, operands = region.spec.heads, (region.query, region.key, region.value)
+    rows = int(shape(region.query.node)[region.query.dims.index("h")]) if region.query_heads else heads.q
     known: dict[str, Any] = {}
     for role, operand, count, width in zip(
-        ("query", "key", "value"), operands, (heads.q, heads.k, heads.v), (heads.d_qk, heads.d_qk, heads.d_v),
+        ("query", "key", "value"), operands, (rows, heads.k, heads.v), (heads.d_qk, heads.d_qk, heads.d_v),
         strict=True,
     ):  # fmt: skip
         fault = _placed(region, operand, role) or _sized(role, operand.node, operand.dims, known, count, width)
         if fault:
             return fault
     names = [n for dims in region.out_dims for n in dims]
+    extra = {*names} - {*region.batch, "h", "q", "d"}
+    if extra or not {"q", "d"} <= {*names}:
+        return f"its output needs the dimensions 'q' and 'd' and may have 'h' and {region.batch}; it has {names}"
     plain = all(len(dims) == 1 for dims in region.out_dims)
     if len(region.out_dims) != len(shape(region.output)) or len(names) != len(set(names)):
         return f"its output has {len(shape(region.output))} dimensions, and {region.out_dims} were named"

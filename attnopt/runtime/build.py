@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from attnopt import dump
 from attnopt._version import VERSION
 from attnopt.codegen import cpp
 from attnopt.codegen.base import ABI, Kernel, Layout
@@ -27,6 +28,7 @@ def build(spec: AttentionSpec, layout: Layout, options: Options, warn: Warn, not
     A cache that cannot be trusted or written costs a warning, never the kernel.
     """
     kernel = cpp.emit(spec, layout, source_note=note)
+    dump.kernel(options.dump, f"{spec.key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
     return build_kernel(kernel, options, warn, spec.text)
 
 

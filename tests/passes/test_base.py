@@ -14,6 +14,12 @@ from attnopt.spec import AttentionSpec, Heads
 
 
 class _Region(SimpleNamespace):
+    merge = ()
+
+    @property
+    def whole(self) -> AttentionSpec:
+        return self.spec
+
     def replace(self, **changes: Any) -> _Region:
         return _Region(**{**vars(self), **changes})
 

@@ -1,0 +1,130 @@
+"""Capturing a model and lowering its sites, by torch.export or, where that refuses, on the graphs that Dynamo makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from attnopt import pipeline
+from attnopt.capture import Captured, capture, share
+from attnopt.coverage.witness import witness
+from attnopt.dynamo import retrace
+from attnopt.errors import CaptureError
+from attnopt.graph import module_path, source_line
+from attnopt.module import Compiled
+from attnopt.options import Options
+from attnopt.report import Site
+from attnopt.runtime import dispatch
+
+
+@dataclass
+class Treated:
+    """A model after its treatment: sites, what the witness saw, and ways to run it on the inputs it was made for."""
+
+    way: str
+    run: Callable[[], Any]
+    run_double: Callable[[], Any]
+    sites: list[Site] = field(default_factory=list)
+    missed: list[dict[str, str]] = field(default_factory=list)
+    others: int = 0
+    nodes: int = 0
+    originals: list[tuple[fx.GraphModule, Sequence[Any]]] = field(default_factory=list)
+
+    def look(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, constants: Any) -> None:
+        """Count, find and lower the sites of one graph, in place."""
+        seen, prefix = witness(gm.graph), f"{len(self.originals)}." if self.originals else ""
+        nodes = {n.name: n for n in gm.graph.nodes}
+        where = {name: (module_path(nodes[name]), source_line(nodes[name]) or "") for name in seen.sites}
+        self.originals.append((copy_of(gm), inputs))
+        self.nodes += len(nodes)
+        found = pipeline.lower(gm, pipeline.find(gm.graph, constants, options))
+        claimed = {f.anchor.name for f in found}
+        self.sites.extend(f.site() for f in found)
+        self.others += len(seen.others)
+        self.missed.extend(
+            {"name": prefix + n, "module": module, "source": source}
+            for n, (module, source) in where.items()
+            if n not in claimed
+        )
+
+
+def copy_of(gm: fx.GraphModule) -> fx.GraphModule:
+    """The module with a graph of its own; submodules and tensors are shared."""
+    fresh = fx.Graph()
+    fresh.output(fresh.graph_copy(gm.graph, {}))
+    return fx.GraphModule(gm, fresh)
+
+
+def treat(model: nn.Module, inputs: dict[str, Any], options: Options) -> Treated:
+    """Capture the model and lower its sites. Raises `CaptureError` if neither way makes a graph."""
+    try:
+        captured = capture(share(model), (), inputs)
+    except CaptureError as error:
+        return _by_dynamo(model, inputs, options, str(error))
+    compiled = Compiled(captured, captured.gm, model, options)
+    given = [held[name] for held, name in compiled.slots] + captured.flatten((), inputs)
+    treated = Treated("export", lambda: compiled((), inputs), lambda: _in_double(captured, given, options))
+    with dispatch.use(options):
+        treated.look(captured.gm, given, options, captured.scalars)
+    return treated
+
+
+def _in_double(captured: Captured, given: Sequence[Any], options: Options) -> Any:
+    """The lowered graph in fp64: every tensor and every cast that names fp32."""
+    with dispatch.use(options):
+        results = Double(captured.gm).run(*pytree.tree_map(double, list(given)))
+    return pytree.tree_unflatten(list(results), captured.out_spec)
+
+
+class Double(fx.Interpreter):
+    """Runs a graph in fp64, whatever precision its casts ask for."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The call with floating-point tensors and dtypes in fp64."""
+        args, kwargs = pytree.tree_map(double, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The attribute in fp64."""
+        return double(super().get_attr(target, args, kwargs))
+
+
+def double(value: Any) -> Any:
+    """A floating-point tensor or dtype in fp64; anything else as it is. 16-bit casts stay, since they are meant."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.dtype == torch.float32 else value
+    return torch.float64 if value is torch.float32 else value
+
+
+def _by_dynamo(model: nn.Module, inputs: dict[str, Any], options: Options, why: str) -> Treated:
+    treated = Treated(f"dynamo: {why}", lambda: None, lambda: None)
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        try:
+            traced = retrace(gm, example_inputs)
+        except CaptureError as error:
+            treated.way += f"; one graph was left as it is: {error}"
+            return gm.forward
+        treated.look(traced, list(example_inputs), options, {})
+
+        def run(*given: Any) -> Any:
+            with dispatch.use(options):
+                return traced(*given)
+
+        return run
+
+    torch._dynamo.reset()
+    function = torch.compile(share(model), backend=backend, dynamic=False)
+    try:
+        with torch.no_grad():
+            function(**inputs)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise CaptureError(f"{why} Dynamo: {type(error).__name__}: {lines[0] if lines else ''}") from error
+    treated.run = lambda: function(**inputs)
+    return treated

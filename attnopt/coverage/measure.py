@@ -1,0 +1,131 @@
+"""One row: an architecture in one variant, optimised, with its sites, what the witness counted, and its errors.
+
+Outputs are compared three ways, as a kernel is: G, the original model in fp64; E, the original in fp32; K, the optimised
+one in fp32. Beside that the optimised graph itself is run in fp64, where only a wrong rewrite makes a difference.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+from attnopt.coverage.graphs import Treated, treat
+from attnopt.coverage.variants import NotApplicable, variant
+from attnopt.demo.measure import Tensors, golden, tensors
+from attnopt.errors import AttnoptError
+from attnopt.options import Options
+
+_EPS = torch.finfo(torch.float32).eps
+Row = dict[str, Any]
+
+
+def measure(model_type: str, name: str, options: Options, inductor: bool = False, level: int | None = None) -> Row:
+    """The row as plain data. What cannot be built or captured is a row with that reason."""
+    start = time.perf_counter()
+    row: Row = {"architecture": model_type, "variant": name}
+    try:
+        model, inputs, built = variant(model_type, name, level)
+    except NotApplicable as error:
+        return {**row, "status": "not applicable", "reason": str(error)}
+    except AttnoptError as error:
+        return {**row, "status": "not built", "reason": str(error)}
+    row |= {"model": type(built.model).__name__, "level": built.level, "built_s": time.perf_counter() - start}
+    return {**row, **_measured(model, inputs, options, inductor), "s": time.perf_counter() - start}
+
+
+def _measured(model: Any, inputs: Any, options: Options, inductor: bool) -> Row:
+    with torch.no_grad():
+        eager = tensors(model(**inputs))
+    try:
+        treated = treat(model, inputs, options)
+    except AttnoptError as error:
+        return {"status": "not captured", "reason": str(error)}
+    row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes, **_sites(treated)}
+    if inductor:
+        from attnopt.coverage.inductor import fusions
+
+        row["inductor"] = fusions(treated)
+    with torch.no_grad():
+        ours = tensors(treated.run())
+        exact, problem = _golden(model, inputs)
+        double = treated.run_double()
+    row["errors"] = errors(ours, eager, exact, None if double is None else tensors(double))
+    if problem:
+        row["errors"]["golden"] = problem
+    return row
+
+
+def _golden(model: Any, inputs: Any) -> tuple[Tensors | None, str]:
+    try:
+        return golden(model, (), inputs), ""
+    except Exception as error:
+        return None, f"the model does not run in fp64: {type(error).__name__}: {str(error).splitlines()[:1]}"
+
+
+def _sites(treated: Treated) -> Row:
+    """Every site as plain data, and the anchors that the witness counted and no pattern claimed."""
+    claimed = {site.name for site in treated.sites}
+    return {
+        "sites": [
+            {
+                "name": s.name, "module": s.module_path, "source": short(s.source), "pattern": s.pattern,
+                "status": s.status, "reason": s.reason, "spec": "" if s.spec is None else str(s.spec),
+            }
+            for s in treated.sites
+        ],
+        "missed": [m for m in treated.missed if m["name"] not in claimed],
+        "others": treated.others,
+    }  # fmt: skip
+
+
+def short(source: str) -> str:
+    """A source line from its package on: `transformers/models/llama/modeling_llama.py:200`."""
+    for package in ("transformers/", "diffusers/", "torch/"):
+        if f"site-packages/{package}" in source:
+            return source.split("site-packages/")[-1]
+    return source
+
+
+def errors(ours: Tensors, eager: Tensors, exact: Tensors | None, double: Tensors | None) -> Row:
+    """`units`: rms error of ours over that of eager (at least one rounding); `fp64`: relative rms difference in fp64."""
+    if [t.shape for t in ours] != [t.shape for t in eager]:
+        return {"units": None, "why": "the outputs differ in number or shape"}
+    if exact is None or [t.shape for t in exact] != [t.shape for t in eager]:
+        change = _rms(_flat(ours) - _flat(eager)) / max(_rms(_flat(eager)), 1e-30)
+        return {"units": None, "why": "no fp64 outputs to compare with", "change": change}
+    g, e, k = _flat(exact), _flat(eager), _flat(ours)
+    # Where eager itself has no number, or fp64 has none (two minima may add up to -inf), ours must repeat eager.
+    usable = g.isfinite() & e.isfinite()
+    same = (k == e) | (k.isnan() & e.isnan()) | ((k - e).abs() <= 1e-4 * e.abs().clamp(min=1))
+    out: Row = {"elements": g.numel(), "elsewhere": int((~usable).sum()), "astray": int((~same & ~usable).sum())}
+    g, e, k = g[usable], e[usable], k[usable]
+    floor = _EPS * _rms(g)
+    out |= {"eager_rms": _rms(e - g), "ours_rms": _rms(k - g), "golden_rms": _rms(g)}
+    out["units"] = out["ours_rms"] / max(out["eager_rms"], floor, 1e-300)
+    out["max_units"] = _max(k - g) / max(_max(e - g), _EPS * _max(g), 1e-300)
+    if double is not None and [t.shape for t in double] == [t.shape for t in exact]:
+        d, g = _flat(double), _flat(exact)
+        both = d.isfinite() & g.isfinite()
+        out["fp64"] = _rms((d - g)[both]) / max(_rms(g[both]), 1e-300)
+        out["fp64_astray"] = int((d.isfinite() != g.isfinite()).sum())
+    return {n: (None if isinstance(v, float) and not math.isfinite(v) else v) for n, v in out.items()}
+
+
+def _flat(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([v.detach().double().flatten() for v in values]) if values else torch.zeros(0).double()
+
+
+def _rms(x: torch.Tensor) -> float:
+    return x.square().mean().sqrt().item() if x.numel() else 0.0
+
+
+def _max(x: torch.Tensor) -> float:
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+__all__ = ["Row", "errors", "measure", "short"]

@@ -1,0 +1,94 @@
+"""Sums over rows: sites, fused, declined by reason, missed, and the largest error."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = Mapping[str, Any]
+
+MOST_UNITS = 3.0
+"""Above this many times eager's own error a row is outside: no order of summation in attention alone explains it."""
+MOST_FP64 = 1e-9
+"""Relative change in fp64 that rounding can explain."""
+
+
+def generic(reason: str) -> str:
+    """A reason without the node at which it stopped, so that equal reasons add up."""
+    return re.sub(r"%\w+", "%…", re.sub(r" \(at %[\w.]+\)$", "", reason))
+
+
+def outside(row: Row) -> str:
+    """Why the row's outputs are not what they should be; empty if they are."""
+    figures = row.get("errors") or {}
+    if figures.get("astray") or figures.get("fp64_astray"):
+        return "numbers where eager has none, or the reverse"
+    if figures.get("fp64") is not None and figures["fp64"] > MOST_FP64:
+        return f"the outputs move by {figures['fp64']:.1e} in fp64"
+    if figures.get("units") is not None and figures["units"] > MOST_UNITS:
+        return f"{figures['units']:.1f} times eager's error"
+    if figures.get("units") is None and figures.get("change", 1.0) > 1e-3:
+        return f"the outputs cannot be compared: {figures.get('why', figures.get('golden', 'not finite'))}"
+    return ""
+
+
+@dataclass
+class Totals:
+    """Figures of a set of rows."""
+
+    rows: int = 0
+    built: set[str] = field(default_factory=set)
+    unbuilt: dict[str, str] = field(default_factory=dict)
+    architectures: set[str] = field(default_factory=set)
+    sites: int = 0
+    fused: int = 0
+    missed: int = 0
+    others: int = 0
+    crashed: int = 0
+    declined: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    outside: list[Row] = field(default_factory=list)
+    units: float = 0.0
+    worst: str = ""
+    fp64: float = 0.0
+    inductor: int = 0
+    inductor_sites: int = 0
+
+    @staticmethod
+    def of(rows: Iterable[Row]) -> Totals:
+        """Add up the rows."""
+        totals = Totals()
+        for row in rows:
+            totals.add(row)
+        totals.unbuilt = {a: why for a, why in totals.unbuilt.items() if a not in totals.built}
+        return totals
+
+    def add(self, row: Row) -> None:
+        """Add one row."""
+        self.rows += 1
+        self.architectures.add(row["architecture"])
+        if row["status"] in ("not built", "crashed", "not captured"):
+            self.crashed += row["status"] != "not built"
+            if row["variant"] == "eager":
+                self.unbuilt.setdefault(row["architecture"], row["reason"])
+        if row["status"] != "measured":
+            return
+        self.built.add(row["architecture"])
+        fused = [s for s in row["sites"] if s["status"] == "fused"]
+        self.sites += len(row["sites"]) + len(row["missed"])
+        self.fused += len(fused)
+        self.missed += len(row["missed"])
+        self.others += row["others"]
+        self.declined.update(generic(s["reason"]) for s in row["sites"] if s["status"] == "declined")
+        if isinstance(row.get("inductor"), int):
+            self.inductor += row["inductor"]
+            self.inductor_sites += len(row["sites"]) + len(row["missed"])
+        figures = row["errors"]
+        if outside(row):
+            self.outside.append(row)
+        elif (figures.get("units") or 0) > self.units:
+            self.units, self.worst = figures["units"], f"{row['architecture']} {row['variant']}"
+        self.fp64 = max(self.fp64, 0 if outside(row) else figures.get("fp64") or 0)

@@ -1,0 +1,60 @@
+"""`ATTNOPT_DUMP=folder`: the graph and the specs after every step, in files whose names sort in order.
+
+Off, it costs one look-up a step. Later dumps into the same folder continue its numbers, so nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+_folder: ContextVar[Path | None] = ContextVar("attnopt_dump", default=None)
+
+
+@contextlib.contextmanager
+def to(folder: str | None) -> Iterator[None]:
+    """Dump every step inside; None leaves it off (or on, inside another)."""
+    if not folder:
+        yield
+        return
+    path = Path(folder).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    token = _folder.set(path)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def active() -> bool:
+    """Whether steps are dumped: what is costly to describe is described only then."""
+    return _folder.get() is not None
+
+
+def step(name: str, texts: Mapping[str, str]) -> None:
+    """Write `NN_name_part` for each part, such as `graph.py`. Does nothing while dumping is off."""
+    folder = _folder.get()
+    if folder is None:
+        return
+    used = [int(m[1]) for m in (re.match(r"(\d+)_", path.name) for path in folder.iterdir()) if m]
+    number = max(used, default=-1) + 1
+    for part, text in texts.items():
+        (folder / f"{number:02}_{name}_{part}").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def graph(name: str, gm: Any, texts: Mapping[str, str] | None = None) -> None:
+    """Write a graph as readable Python with shapes and the user's lines, and texts that belong to the same step."""
+    if active():
+        step(name, {"graph.py": gm.print_readable(print_output=False), **(texts or {})})
+
+
+def kernel(folder: str | None, name: str, source: str) -> None:
+    """Write the source of a generated kernel; kernels may be made later than the steps, at the first call."""
+    if folder:
+        path = Path(folder).expanduser() / "kernels"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(source, encoding="utf-8")

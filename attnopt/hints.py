@@ -1,0 +1,50 @@
+"""The smallest change that lifts a decline: one row for each kind of reason. A `Decline` with a hint of its own wins."""
+
+from __future__ import annotations
+
+# A phrase of the reason, and what the user can do. The first row that fits counts.
+HINTS: tuple[tuple[str, str], ...] = (
+    ("dropout is active", "call model.eval(), or set the attention's dropout to 0, to fuse this site"),
+    ("dropout acts on the scores", "apply dropout to the weights after the softmax, or set it to 0"),
+    ("number of heads is not known", "keep the number of heads out of dynamic_shapes, or write it as an int"),
+    ("head width is not known", "keep the width of a head out of dynamic_shapes, or write it as an int"),
+    (
+        "scores are compared with one another",
+        "choose the keys by position or by a given mask; top-k and thresholds on scores stay eager",
+    ),
+    ("cannot be expressed", "write the mask or bias with elementwise operators on positions and tensors"),
+    ("changed in place", "write the change out of place (masked_fill for masked_fill_) before the attention reads it"),
+    ("written in place", "write the change of the attention's output out of place"),
+    ("second product of queries", "add one product to the scores and pass the other as a bias tensor"),
+    ("a number that the model computes", "use a Python number or a tensor of one element, not .item()"),
+    ("computed from the scores", "compute it from the queries and keys, or from a tensor that is there before"),
+    ("fused for floating point", "cast queries, keys and values to a floating point dtype before the attention"),
+    ("no tensor by batch, head", "reshape it to [batch, heads, positions, width] with view, reshape or transpose"),
+    ("is not a tensor by batch, head", "reshape it to [batch, heads, positions, width] with view, reshape or transpose"),
+    (
+        "weights are changed between",
+        "move what changes the weights before the softmax, or after the product with the values",
+    ),
+    ("does not run over the keys", "take the softmax over the dimension that the product with the values sums over"),
+    (
+        "no contraction of queries and keys",
+        "make the scores with matmul, bmm, einsum or scaled_dot_product_attention, and only scale, bias and mask them",
+    ),
+    ("has a form that is not known", "apply the weights with matmul, bmm or a two-operand einsum"),
+    ("both operands of the contraction", "multiply the weights with values that do not come from the same softmax"),
+    ("the way from the softmax to the values", "keep only views, casts, dropout and scales between softmax and values"),
+    ("no single query dimension", "give the output one dimension for queries and one for the value's width"),
+    ("is not a dimension of an input", "pass the size as a dimension of an input instead of computing it"),
+    ("rewritten sites is used up", "raise ATTNOPT_FUEL, or unset it"),
+    ("validation failed", "please report it with the dump that ATTNOPT_DUMP=folder writes; the site runs as before"),
+    ("although every site agrees", "please report it with the dump that ATTNOPT_DUMP=folder writes"),
+)
+FALLBACK = (
+    "write it as torch.nn.functional.scaled_dot_product_attention where that fits, "
+    "or bring a pattern of your own: Options(patterns=(*attnopt.PATTERNS, mine))"
+)
+
+
+def hint_for(reason: str) -> str:
+    """What to change so that the reason no longer holds."""
+    return next((hint for phrase, hint in HINTS if phrase in reason), FALLBACK)

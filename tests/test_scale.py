@@ -1,0 +1,122 @@
+"""Finding and lowering grow linearly with the depth of a model: executed lines are counted, not seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from attnopt import expr as ex
+from attnopt import pipeline
+from attnopt.options import Options
+from attnopt.region import Region
+from attnopt.runtime import dispatch
+from tests.modules import captured
+
+X, BIAS = torch.randn(2, 6, 4, 8), torch.randn(4, 6, 6)
+
+
+def _self(x: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    q, k = x.transpose(1, 2) * 0.5, x.transpose(1, 2)
+    n = torch.arange(6)
+    scores = (q @ k.mT + bias).masked_fill(n[None, :] > n[:, None], float("-inf"))
+    return x + (scores.softmax(-1) @ k).transpose(1, 2)
+
+
+def _cross(x: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    """Keys that every layer takes from the same early tensor."""
+    q, k = x.transpose(1, 2), other.transpose(1, 2)
+    return x + ((q @ k.mT / 3).softmax(-1) @ k).transpose(1, 2)
+
+
+def _transposed_view(x: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    """The output is read by its strides further on."""
+    k = x.reshape(8, 6, 8)
+    return ((k @ k.mT).softmax(-1) @ k).view(2, 4, 6, 8).contiguous().view(2, 6, 4, 8)
+
+
+def chained(run: Callable[..., Tensor], times: int) -> fx.GraphModule:
+    """The graph of one layer, `times` times in a row; captured once, whatever the depth."""
+    layer = captured(run, X, X, BIAS).gm.graph
+    graph, env = fx.Graph(), {}
+    inputs = [n for n in layer.nodes if n.op == "placeholder"]
+    for node in inputs:
+        env[node] = graph.node_copy(node)
+    for _ in range(times):
+        for node in layer.nodes:
+            if node.op == "call_function":
+                env[node] = graph.node_copy(node, env.__getitem__)
+        (result,) = next(n for n in layer.nodes if n.op == "output").args[0]
+        first = next(n for n in inputs if n.users)
+        env[first] = env[result]
+    graph.output((env[first],))
+    return fx.GraphModule({}, graph)
+
+
+def lines(run: Callable[[], Any]) -> int:
+    """How many lines of attnopt and of networkx are executed."""
+    count = 0
+
+    def line(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return line
+
+    def call(frame: Any, event: str, argument: Any) -> Any:
+        name = frame.f_code.co_filename
+        return line if "attnopt" in name or "networkx" in name else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("run", [_self, _cross, _transposed_view])
+def test_twice_the_layers_cost_twice_the_work(run: Callable[..., Tensor]) -> None:
+    def work(times: int) -> int:
+        gm = chained(run, times)
+        found: list[Any] = []
+        count = lines(lambda: found.extend(pipeline.find(gm.graph, {}, Options())))
+        assert sum(isinstance(f.result, Region) for f in found) == times
+        return count + lines(lambda: pipeline.lower(gm, found))
+
+    work(2)  # fills the caches of what does not depend on the layer
+    small, large = work(8), work(16)
+    # Half of the work is in the layers beyond the eighth; a walk over the graph for each site would add to it.
+    assert large < 2.1 * small
+
+
+def test_equal_layers_share_one_spec_and_one_kernel(tmp_path: Any) -> None:
+    gm = chained(_self, 6)
+    options = Options(cache_dir=str(tmp_path), kernel="reference")
+    found = pipeline.lower(gm, pipeline.find(gm.graph, {}, options))
+    assert len({f.result.spec.text for f in found if isinstance(f.result, Region)}) == 1
+    expected = X
+    for _ in range(6):
+        expected = _self(expected, X, BIAS)
+    with dispatch.use(options) as active:
+        (result,) = gm(X, X, BIAS)
+        assert len(active.sites) == 1
+    torch.testing.assert_close(result, expected)
+
+
+def test_canonical_forms_are_made_once_for_equal_layers() -> None:
+    """What a layer adds are its own names; the forms behind them are known."""
+
+    def misses(times: int) -> int:
+        ex._canon.cache_clear()
+        gm = chained(_self, times)
+        pipeline.find(gm.graph, {}, Options())
+        return int(ex._canon.cache_info().misses)
+
+    one, two, three = misses(1), misses(2), misses(3)
+    assert three - two <= two - one
+    assert two - one <= one / 2
