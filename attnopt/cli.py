@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from attnopt._version import VERSION
 from attnopt.coverage.cli import register as register_coverage
 from attnopt.errors import AttnoptError, CompileError, OptionError
 from attnopt.options import Options
+from attnopt.target import load
 
 _PACKAGES = ("torch", "sympy", "networkx", "numpy", "transformers", "triton", "onnx")
 
@@ -49,10 +49,11 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
     explain.add_argument(
-        "target", help="MODULE:NAME of a function that returns (model, args, kwargs), or hf:MODEL_TYPE"
+        "target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE"
     )
     explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
     explain.add_argument("--layers", type=_positive, default=2, help="layers for hf: models (2)")
+    explain.add_argument("--all", action="store_true", help="also list every softmax that is part of no attention")
     explain.add_argument("--strict", action="store_true", help="exit with 1 if any site is declined or none is found")
     explain.add_argument("--json", metavar="PATH", help="also write the report as JSON")
     explain.add_argument("--html", metavar="PATH", help="also write the report as one HTML page")
@@ -94,11 +95,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.json, arguments.html)):
         _writable(path)
-    model, args, kwargs = _target(arguments)
+    model, args, kwargs = load(arguments.target, arguments.layers, arguments.tokens)
     from attnopt.api import explain
 
     report = explain(model, args, kwargs)
-    print(report)
+    print(report.to_text(every=arguments.all))
     if arguments.json:
         Path(arguments.json).write_text(report.to_json() + "\n", encoding="utf-8")
     if arguments.html:
@@ -111,43 +112,6 @@ def _writable(path: str) -> None:
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise OptionError(f"{path!r} cannot be written: the folder {str(folder)!r} does not exist.")
-
-
-def _target(arguments: argparse.Namespace) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The model and inputs that `attnopt explain` was given. Raises `OptionError` that says what to give."""
-    target = arguments.target
-    if target.startswith("hf:"):
-        from attnopt.demo.hub import from_config
-
-        return from_config(target.removeprefix("hf:"), arguments.layers, arguments.tokens)
-    module_name, separator, name = target.partition(":")
-    if not separator or not module_name or not name:
-        raise OptionError(f"{target!r} is neither MODULE:NAME nor hf:MODEL_TYPE, such as my_models:build or hf:gpt2.")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        value: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            value = getattr(value, part)
-    except ModuleNotFoundError as error:
-        raise OptionError(f"cannot import {module_name!r}: {error}.") from error
-    except AttributeError as error:
-        raise OptionError(f"{module_name!r} has no {name!r}: {error}.") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    return _model_and_inputs(value, target)
-
-
-def _model_and_inputs(value: Any, target: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    from torch import nn
-
-    made = value() if callable(value) and not isinstance(value, nn.Module) else value
-    wanted = f"{target} must give (model, args) or (model, args, kwargs), with args a tuple and kwargs a dict"
-    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
-        raise OptionError(f"{wanted}; it gave {type(made).__name__}.")
-    model, args, kwargs = (*made, {})[:3]
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, dict):
-        raise OptionError(f"{wanted}; it gave {type(args).__name__} and {type(kwargs).__name__}.")
-    return model, tuple(args), kwargs
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -36,20 +36,20 @@ def active() -> bool:
 
 
 def step(name: str, texts: Mapping[str, str]) -> None:
-    """Write `NN_name_part` for each part, such as `graph.py`. Does nothing while dumping is off."""
+    """Write `NN_name` with each ending, such as `_graph.py`. Does nothing while dumping is off."""
     folder = _folder.get()
     if folder is None:
         return
     used = [int(m[1]) for m in (re.match(r"(\d+)_", path.name) for path in folder.iterdir()) if m]
     number = max(used, default=-1) + 1
-    for part, text in texts.items():
-        (folder / f"{number:02}_{name}_{part}").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    for ending, text in texts.items():
+        (folder / f"{number:02}_{name}{ending}").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 def graph(name: str, gm: Any, texts: Mapping[str, str] | None = None) -> None:
     """Write a graph as readable Python with shapes and the user's lines, and texts that belong to the same step."""
     if active():
-        step(name, {"graph.py": gm.print_readable(print_output=False), **(texts or {})})
+        step(name, {"_graph.py": gm.print_readable(print_output=False), **(texts or {})})
 
 
 def kernel(folder: str | None, name: str, source: str) -> None:

@@ -130,7 +130,7 @@ def announce(report: Report) -> Report:
     log.info("%s%s", f"{report.model}: " if report.model else "", report.summary)
     trace_structured_artifact("attnopt_report", "string", payload_fn=report.to_text)
     if dump.active():
-        dump.step("report", {"report.txt": report.to_text(every=True), "report.json": report.to_json()})
+        dump.step("report", {".txt": report.to_text(every=True), ".json": report.to_json()})
     return report
 
 
@@ -144,8 +144,8 @@ def _tell(step: str, gm: torch.nn.Module | None, found: Sequence[Found]) -> None
     if dump.active() and gm is not None:
         specs = {r.whole.key: r.whole.text for r in (f.result for f in fused) if isinstance(r, Region)}
         dump.graph(step, gm, {
-            "sites.txt": "\n".join(map(_line, found)) or "no sites",
-            "specs.txt": "\n".join(f"{key} {text}" for key, text in specs.items()) or "no specs",
+            "_sites.txt": "\n".join(map(_line, found)) or "no sites",
+            "_specs.txt": "\n".join(f"{key} {text}" for key, text in specs.items()) or "no specs",
         })  # fmt: skip
 
 

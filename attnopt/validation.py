@@ -144,7 +144,8 @@ class _Checker(fx.Interpreter):
 def _scores(region: Region, seeds: Mapping[str, Any]) -> int:
     """How many scores the site has."""
     query, key = seeds[region.query.node.name], seeds[region.key.node.name]
-    return query.numel() // region.spec.heads.d_qk * key.shape[region.key.dims.index("k")]
+    keys = key.shape[region.key.dims.index("k")] if "k" in region.key.dims else 1
+    return query.numel() // region.spec.heads.d_qk * int(keys)
 
 
 def _operands(region: Region) -> list[str]:

@@ -14,6 +14,7 @@ import sympy as sp
 from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
+from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, tile_class
 from attnopt.analysis.intervals import SYMBOLIC, interval
 from attnopt.analysis.solution import Both, Either, From, Leaf, Node
 from attnopt.analysis.solve import solve
@@ -23,6 +24,7 @@ from attnopt.spec import AttentionSpec
 q0, q1 = sp.symbols("q0 q1", integer=True, nonnegative=True)
 _LAST = q1 - 1
 _NONE = (sp.S.Zero, sp.S.Zero)
+_NAMES = {EMPTY: "empty", PARTIAL: "partial", FULL: "full"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def classify(
     if min(keys[1], hi) <= max(keys[0], lo):
         return "empty"
     inside = full_lo <= keys[0] and keys[1] <= full_hi
-    return "full" if inside and tiles.residual == sp.true else "partial"
+    if inside and tiles.residual == sp.true:
+        return "full"
+    return _NAMES[tile_class(spec.keep, tile, keys, sizes)]
 
 
 def key_ranges(bounds: Bounds) -> tuple[sp.Expr, sp.Expr, sp.Expr, sp.Expr]:

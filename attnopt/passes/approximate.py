@@ -149,7 +149,7 @@ def rewrite(
         stage = Stage(_copy(gm), measured, tensors, constants)
         decision = one.decide(stage)
         left = one.apply(stage, decision)
-        dump.graph(one.name, stage.gm, {"decision.txt": f"{decision}"})
+        dump.graph(one.name, stage.gm, {"_decision.txt": f"{decision}"})
         decision = replace(
             decision, sites=tuple(s for s in decision.sites if s[0] not in left),
             declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts),

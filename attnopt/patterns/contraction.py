@@ -48,9 +48,11 @@ def operands(node: fx.Node, index: Index, summed: sp.Symbol) -> list[Side]:
     (gone,) = {c for _, own in sides for c in own if c not in out}
     at = {**dict(zip(out, index, strict=True)), gone: summed}
 
+    long = {c for tensor, own in sides for c, n in zip(own, shape(tensor), strict=True) if n != 1}
+
     def side(tensor: fx.Node, own: list[str]) -> Side:
         sizes = shape(tensor)
-        return tensor, tuple(sp.S.Zero if n == 1 and c != gone else at[c] for c, n in zip(own, sizes, strict=True))
+        return tensor, tuple(sp.S.Zero if n == 1 and c in long else at[c] for c, n in zip(own, sizes, strict=True))
 
     return [side(tensor, own) for tensor, own in sides]
 

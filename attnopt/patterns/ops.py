@@ -11,10 +11,33 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy as sp
+from sympy.logic.boolalg import BooleanFunction
 
 from attnopt.expr import FloorDiv, Maximum, Minimum, Mod, Trunc, Where, is_boolean
 from attnopt.expr import as_number as num
 from attnopt.expr import truth as log
+
+
+class Missing(BooleanFunction):
+    """`Missing(x)`: whether x is NaN. No spec holds it: the reader of a mask or of weights takes it away."""
+
+
+class Filled(sp.Function):
+    """`Filled(x, y)`: y where x is NaN, the dtype's largest where it is infinite, else x. No spec holds it."""
+
+    is_extended_real = True
+
+
+def _missing(x: Any) -> Any:
+    return sp.false if is_boolean(x) or x.is_integer else Missing(x)
+
+
+def _nan_to_num(x: Any, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Any:
+    if is_boolean(x) or x.is_integer:
+        return x
+    if posinf is not None or neginf is not None:
+        raise NotImplementedError("infinities replaced by chosen numbers")
+    return Filled(x, sp.S.Zero if nan is None else num(nan))
 
 
 def _div(x: Any, y: Any, rounding_mode: str | None = None) -> sp.Expr:
@@ -49,6 +72,12 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> sp.Expr:
 
 def _compare(relation: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, y: relation(num(x), num(y), evaluate=True)
+
+
+def _equal(x: Any, y: Any) -> Any:
+    """A float differs from itself where it is NaN, and only there."""
+    same = num(x) == num(y) and not num(x).is_number
+    return sp.Not(_missing(num(x))) if same else sp.Eq(num(x), num(y), evaluate=True)
 
 
 def _bits(logic: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,8 +149,10 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::masked_fill": lambda x, c, y: Where(log(c), num(y), num(x)),
     "aten::fill": lambda x, y: num(y),
     "aten::zero": lambda x: sp.S.Zero,
-    "aten::eq": _compare(sp.Eq),
-    "aten::ne": _compare(sp.Ne),
+    "aten::eq": _equal,
+    "aten::ne": lambda x, y: sp.Not(_equal(x, y)),
+    "aten::isnan": _missing,
+    "aten::nan_to_num": _nan_to_num,
     "aten::lt": _compare(sp.Lt),
     "aten::le": _compare(sp.Le),
     "aten::gt": _compare(sp.Gt),
@@ -139,4 +170,4 @@ POINTWISE: dict[str, Callable[..., Any]] = {
 }
 
 # Operators that cost real work inside a score; a subexpression with one of them is loaded instead.
-COSTLY = (sp.exp, sp.log, sp.sin, sp.cos, sp.erf, Trunc)
+COSTLY = (sp.exp, sp.log, sp.sin, sp.cos, sp.erf, Trunc, Missing, Filled)

@@ -1,0 +1,124 @@
+"""Which small run-time tables class the tiles of a mask that depends on data. Free of torch.
+
+A table is the least and the greatest value of one loaded expression in every block of its axis:
+
+    Table(load=ids[b, q], axis="q")    min and max of ids over each block of queries, for every batch entry
+    Table(load=mask[b, k], axis="k")   min and max over each block of keys: all kept if the min is 1, none if the max is 0
+    Table(load=lengths[b], axis="")    one value (its own min and max) for every batch entry
+
+It takes linear time to fill and `n/block` entries to keep; there is never an entry for a pair of query and key. How a tile
+is classed from it is the interval arithmetic of `blocks`: put the ends into its box and evaluate `keep` over tiles.
+For the two frequent masks that comes down to
+
+    padding `mask[b, k] != 0`          empty if max == 0, full if min > 0 (or max < 0), else partial
+    documents `ids[b,q] == ids[b,k]`   empty if the intervals of the query block and the key block do not meet, full if
+                                       all four ends are equal, else partial
+    lengths `k < lengths[b]`           empty if the tile starts at or after it, full if it ends before it
+
+Besides, `rows` is the part of the mask that is a condition on keys alone: its first and last kept key bound the loop over
+keys of every query. A load that depends on both q and k has no table; tiles are then partial as far as it decides.
+
+`attnopt.runtime.tables.fill` computes what `plan` describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import sympy as sp
+from sympy.logic.boolalg import Boolean
+
+from attnopt import expr as ex
+from attnopt.analysis.blocks import BlockMap, block_map
+from attnopt.analysis.grid import Array
+
+AXES = {"q": ex.q, "k": ex.k}
+# Ends beyond this could wrap around in the arithmetic on them, so they count as unknown.
+LARGEST = 1 << 60
+
+
+@dataclass(frozen=True)
+class Table:
+    """The ends of `load` over each block of `axis`, which is `q`, `k` or empty (one block).
+
+    `over` holds those of `b` and `h` that the load depends on: the table has an axis for each, in this order, then one for
+    the blocks.
+    """
+
+    load: ex.Load
+    axis: str
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute for one mask before its tiles are visited.
+
+    Attributes:
+        keep: the mask.
+        tables: one for each load that the mask compares and that depends on at most one of q and k.
+        rows: the clauses of `keep` on keys and their batch entry and head alone; true if there are none.
+        complete: whether every load of the mask has a table.
+    """
+
+    keep: Boolean
+    tables: tuple[Table, ...]
+    rows: Boolean
+    complete: bool
+
+    @property
+    def needed(self) -> bool:
+        """Whether any table would tell more than coordinates do."""
+        return bool(self.tables)
+
+
+@lru_cache(maxsize=1024)
+def plan(keep: Boolean) -> Plan:
+    """The tables of a `keep` expression."""
+    keep = ex.canon(keep)
+    found = {load: _table(load) for load in _outer(keep)}
+    clauses = [c for c in ex.conjuncts(keep) if c.has(ex.Load) and ex.depends(c, ex.k) and not ex.depends(c, ex.q)]
+    lengths = [c for c in ex.conjuncts(keep) if not c.has(ex.Load) and ex.depends(c, ex.k) and not ex.depends(c, ex.q)]
+    rows = sp.And(*clauses, *lengths) if clauses else sp.true
+    return Plan(keep, tuple(t for t in found.values() if t is not None), rows, None not in found.values())
+
+
+def classes(made: Plan, ends: Mapping[Table, tuple[Any, Any]], sizes: Mapping[sp.Symbol, int], block: tuple[int, int]) -> BlockMap:
+    """The class of every tile of `[b, h, q, k]`, from the filled tables.
+
+    `ends` holds, for each table, arrays with the axes `b, h, blocks` (size 1 where the load does not depend on one). It
+    is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
+    """
+    known = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
+    return block_map(made.keep, sizes, block, known)  # type: ignore[arg-type]
+
+
+def _placed(table: Table, values: Array) -> Array:
+    """`[b, h, blocks]` as `[b, h, blocks, 1]` or `[b, h, 1, blocks]`."""
+    values = np.asarray(values)
+    return values[..., None] if table.axis == "q" else values[..., None, :]
+
+
+def _outer(keep: Boolean) -> list[ex.Load]:
+    """The loads that stand in no other load's index, in a stable order."""
+    found: dict[ex.Load, None] = {}
+    stack = [keep]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ex.Load):
+            found.setdefault(node)
+        else:
+            stack.extend(node.args)
+    return [load for load in ex.loads(keep) if load in found]
+
+
+def _table(load: ex.Load) -> Table | None:
+    axes = [name for name, symbol in AXES.items() if ex.depends(load, symbol)]
+    if len(axes) > 1 or load.has(ex.s):
+        return None
+    over = tuple(name for name, symbol in (("b", ex.b), ("h", ex.h)) if ex.depends(load, symbol))
+    return Table(load, "".join(axes), over)

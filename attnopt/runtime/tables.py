@@ -1,0 +1,91 @@
+"""The run-time tables of a mask (`attnopt.analysis.tables`), computed by torch in linear time on the captures' device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from attnopt import expr as ex
+from attnopt.analysis.tables import LARGEST, Plan, Table
+from attnopt.runtime.evaluate import Scope, evaluate
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The tables of one call.
+
+    Attributes:
+        ends: for each table its least and greatest values, `[B or 1, H or 1, blocks]` (one block where the table has no
+            axis), int64 for integers, float32 or float64 else. Where a block holds NaN, or integers beyond
+            `LARGEST`, the ends are as wide as can be.
+        first: first kept key, int64 `[B or 1, H or 1]`; `n_k` where the rows keep none. None without a condition on rows.
+        last: last kept key, -1 where the rows keep none.
+    """
+
+    ends: Mapping[Table, tuple[Tensor, Tensor]]
+    first: Tensor | None
+    last: Tensor | None
+
+
+def fill(
+    plan: Plan,
+    sizes: Mapping[sp.Symbol, int],
+    captures: Mapping[str, Tensor],
+    block: tuple[int, int],
+    device: torch.device | str = "cpu",
+) -> Filled:
+    """Every table of the plan.
+
+    Args:
+        plan: what to compute.
+        sizes: `n_b, n_h, n_q, n_k` and the scalars.
+        captures: tensors by name.
+        block: queries and keys of one block.
+        device: where the coordinates are made; the captures must be there.
+    """
+    widths = {"q": block[0], "k": block[1], "": 1}
+    ends = {t: _ends(_values(t.load, sizes, captures, device), t.axis, widths[t.axis]) for t in plan.tables}
+    if plan.rows == sp.true:
+        return Filled(ends, None, None)
+    kept = _values(plan.rows, sizes, captures, device)[:, :, 0]
+    place = torch.arange(sizes[ex.n_k], device=kept.device)
+    first = torch.where(kept, place, sizes[ex.n_k]).amin(-1)
+    return Filled(ends, first, torch.where(kept, place, -1).amax(-1))
+
+
+def _values(
+    expr: sp.Basic, sizes: Mapping[sp.Symbol, int], captures: Mapping[str, Tensor], device: torch.device | str
+) -> Tensor:
+    """`[B or 1, H or 1, n_q or 1, n_k or 1]`: axes that the expression does not depend on have size 1."""
+    axes = {
+        symbol: torch.arange(sizes[size] if ex.depends(expr, symbol) else 1, device=device)
+        for symbol, size in zip(ex.COORDINATES, ex.SIZES, strict=True)
+    }
+    return evaluate(expr, Scope(axes, sizes, captures, None, torch.float32)).reshape([a.numel() for a in axes.values()])
+
+
+def _ends(values: Tensor, axis: str, block: int) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of every block of the axis, `[B or 1, H or 1, blocks]`."""
+    flat = values.flatten(2) if axis else values[:, :, 0]
+    low, high = _guarded(flat)
+    whole = -(-flat.shape[-1] // block) * block
+    if whole != flat.shape[-1]:  # repeat the last value: it changes no end of its block
+        fill = whole - flat.shape[-1]
+        low, high = (torch.cat([x, x[..., -1:].expand(*x.shape[:-1], fill)], -1) for x in (low, high))
+    shape = (*flat.shape[:-1], -1, block)
+    return low.reshape(shape).amin(-1), high.reshape(shape).amax(-1)
+
+
+def _guarded(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The values as lower and upper ends; those that arithmetic on ends cannot hold are as wide as can be."""
+    if values.is_floating_point():
+        bad = values.isnan()
+        return values.masked_fill(bad, -torch.inf), values.masked_fill(bad, torch.inf)
+    bad = (values > LARGEST) | (values < -LARGEST)
+    return values.masked_fill(bad, -2 * LARGEST), values.masked_fill(bad, 2 * LARGEST)
+
+

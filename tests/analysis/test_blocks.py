@@ -1,0 +1,67 @@
+"""Classes of tiles against the dense mask, and how tight they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnopt import expr as ex
+from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, BlockMap, block_map, tile_class, tile_ends
+from attnopt.analysis.grid import Array, Grid
+from attnopt.expr import FloorDiv, Mod, h, k, n_b, n_h, n_k, n_q, q
+from tests.analysis.keeps import KEEPS, START, STATIC_KEEPS, data, grids
+
+
+def truth(dense: Array, block: tuple[int, int]) -> Array:
+    """The class of every tile of a dense mask `[q, k]`."""
+    starts = [np.arange(0, size, step) for size, step in zip(dense.shape, block, strict=True)]
+    every = np.logical_and.reduceat(np.logical_and.reduceat(dense, starts[0], 0), starts[1], 1)
+    some = np.logical_or.reduceat(np.logical_or.reduceat(dense, starts[0], 0), starts[1], 1)
+    return np.where(every, FULL, np.where(some, PARTIAL, EMPTY))
+
+
+def _sizes(grid: Grid) -> dict[sp.Symbol, int]:
+    return {**dict(zip(ex.SIZES, grid.shape, strict=True)), START: grid.scalars["start"]}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.one_of(KEEPS, STATIC_KEEPS), grids(), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_a_class_is_never_wrong(keep: sp.Basic, grid: Grid, block: tuple[int, int]) -> None:
+    found = block_map(keep, _sizes(grid), block).classes
+    for dense in grid.dense(keep).reshape(-1, *grid.shape[2:]):
+        want = truth(dense, block)
+        assert not ((found == FULL) & (want != FULL)).any()
+        assert not ((found == EMPTY) & (want != EMPTY)).any()
+
+
+_GRID = sp.And(sp.Abs(FloorDiv(k, 16) - FloorDiv(q, 16)) <= 2, sp.Abs(Mod(k, 16) - Mod(q, 16)) <= 2)
+# Name, mask, share of tiles of 8 by 8 that are partial for the arithmetic but not in truth.
+TIGHT = (
+    ("causal", k <= q, 0),
+    ("bottom-right", k <= q + n_k - n_q, 0),
+    ("window", sp.And(k <= q, k > q - 20), 0),
+    ("chunked", sp.And(k <= q, sp.Eq(FloorDiv(k, 16), FloorDiv(q, 16))), 0),
+    ("blocks", sp.Eq(FloorDiv(k, 8), FloorDiv(q, 8)), 0),
+    ("odd blocks", sp.Eq(FloorDiv(k, 12), FloorDiv(q, 12)), 0),
+    ("block-causal", FloorDiv(k, 16) <= FloorDiv(q, 16), 0),
+    ("prefix", sp.Or(k <= q, k < 13), 0),
+    ("first keys and window", sp.And(k <= q, sp.Or(k < 4, q - k < 24)), 0),
+    ("dilated", sp.And(k <= q, sp.Eq(Mod(q - k, 4), 0)), 0),
+    ("rows", sp.Abs(FloorDiv(k, 16) - FloorDiv(q, 16)) <= 1, 0),
+    ("strided", Mod(k, 32) >= 24, 0),
+    ("neighbourhood", _GRID, 0),
+)
+
+
+@pytest.mark.parametrize(("name", "keep", "slack"), TIGHT, ids=[row[0] for row in TIGHT])
+def test_classes_are_tight(name: str, keep: sp.Basic, slack: float) -> None:
+    grid = Grid((1, 1, 96, 128))
+    found, want = block_map(keep, _grid_sizes(grid), (8, 8)).classes, truth(grid.dense(keep)[0, 0], (8, 8))
+    assert np.mean(found != want) <= slack, f"{name}: {np.mean(found != want):.3f}"
+
+
+def _grid_sizes(grid: Grid) -> dict[sp.Symbol, int]:
+    return dict(zip(ex.SIZES, grid.shape, strict=True))
