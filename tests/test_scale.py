@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from attnopt import expr as ex
-from attnopt import pipeline
+from attnopt import PATTERNS, pipeline
 from attnopt.options import Options
 from attnopt.region import Region
 from attnopt.runtime import dispatch
 from tests.modules import captured
 
+SOFTMAX = Options(patterns=tuple(p for p in PATTERNS if p.name == "softmax"))
 X, BIAS = torch.randn(2, 6, 4, 8), torch.randn(4, 6, 6)
 
 
@@ -84,7 +85,7 @@ def test_twice_the_layers_cost_twice_the_work(run: Callable[..., Tensor]) -> Non
     def work(times: int) -> int:
         gm = chained(run, times)
         found: list[Any] = []
-        count = lines(lambda: found.extend(pipeline.find(gm.graph, {}, Options())))
+        count = lines(lambda: found.extend(pipeline.find(gm.graph, {}, SOFTMAX)))
         assert sum(isinstance(f.result, Region) for f in found) == times
         return count + lines(lambda: pipeline.lower(gm, found))
 
@@ -96,7 +97,7 @@ def test_twice_the_layers_cost_twice_the_work(run: Callable[..., Tensor]) -> Non
 
 def test_equal_layers_share_one_spec_and_one_kernel(tmp_path: Any) -> None:
     gm = chained(_self, 6)
-    options = Options(cache_dir=str(tmp_path), kernel="reference")
+    options = Options(cache_dir=str(tmp_path), kernel="reference", patterns=SOFTMAX.patterns)
     found = pipeline.lower(gm, pipeline.find(gm.graph, {}, options))
     assert len({f.result.spec.text for f in found if isinstance(f.result, Region)}) == 1
     expected = X
@@ -114,7 +115,7 @@ def test_canonical_forms_are_made_once_for_equal_layers() -> None:
     def misses(times: int) -> int:
         ex._canon.cache_clear()
         gm = chained(_self, times)
-        pipeline.find(gm.graph, {}, Options())
+        pipeline.find(gm.graph, {}, SOFTMAX)
         return int(ex._canon.cache_info().misses)
 
     one, two, three = misses(1), misses(2), misses(3)

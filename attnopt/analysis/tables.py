@@ -6,17 +6,17 @@ A table is the least and the greatest value of one loaded expression in every bl
     Table(load=mask[b, k], axis="k")   min and max over each block of keys: all kept if the min is 1, none if the max is 0
     Table(load=lengths[b], axis="")    one value (its own min and max) for every batch entry
 
-It takes linear time to fill and `n/block` entries to keep; there is never an entry for a pair of query and key. How a tile
-is classed from it is the interval arithmetic of `blocks`: put the ends into its box and evaluate `keep` over tiles.
-For the two frequent masks that comes down to
+It takes linear time to fill and `n/block` entries to keep; there is never an entry for a pair of query and key. How a
+tile is classed from it is the interval arithmetic of `blocks`: put the ends into its box and evaluate `keep` over
+tiles (`classes`). For the frequent masks that comes down to
 
     padding `mask[b, k] != 0`          empty if max == 0, full if min > 0 (or max < 0), else partial
     documents `ids[b,q] == ids[b,k]`   empty if the intervals of the query block and the key block do not meet, full if
                                        all four ends are equal, else partial
     lengths `k < lengths[b]`           empty if the tile starts at or after it, full if it ends before it
 
-Besides, `rows` is the part of the mask that is a condition on keys alone: its first and last kept key bound the loop over
-keys of every query. A load that depends on both q and k has no table; tiles are then partial as far as it decides.
+Besides, `rows` is the part of the mask that is a condition on keys alone: its first and last kept key bound the loop
+over keys of every query. A load that depends on both q and k has no table; it leaves tiles partial.
 
 `attnopt.runtime.tables.fill` computes what `plan` describes.
 """
@@ -37,16 +37,15 @@ from attnopt.analysis.blocks import BlockMap, block_map
 from attnopt.analysis.grid import Array
 
 AXES = {"q": ex.q, "k": ex.k}
-# Ends beyond this could wrap around in the arithmetic on them, so they count as unknown.
-LARGEST = 1 << 60
+# Ends are float64, which holds these and their products with small numbers exactly; what is larger counts as unknown.
+LARGEST = 1 << 40
 
 
 @dataclass(frozen=True)
 class Table:
     """The ends of `load` over each block of `axis`, which is `q`, `k` or empty (one block).
 
-    `over` holds those of `b` and `h` that the load depends on: the table has an axis for each, in this order, then one for
-    the blocks.
+    `over` holds those of `b` and `h` that the load depends on; the table has size 1 along the others.
     """
 
     load: ex.Load
@@ -70,11 +69,6 @@ class Plan:
     rows: Boolean
     complete: bool
 
-    @property
-    def needed(self) -> bool:
-        """Whether any table would tell more than coordinates do."""
-        return bool(self.tables)
-
 
 @lru_cache(maxsize=1024)
 def plan(keep: Boolean) -> Plan:
@@ -87,11 +81,13 @@ def plan(keep: Boolean) -> Plan:
     return Plan(keep, tuple(t for t in found.values() if t is not None), rows, None not in found.values())
 
 
-def classes(made: Plan, ends: Mapping[Table, tuple[Any, Any]], sizes: Mapping[sp.Symbol, int], block: tuple[int, int]) -> BlockMap:
-    """The class of every tile of `[b, h, q, k]`, from the filled tables.
+def classes(
+    made: Plan, ends: Mapping[Table, tuple[Any, Any]], sizes: Mapping[sp.Symbol, int], block: tuple[int, int]
+) -> BlockMap:
+    """The class of every tile, `[B or 1, H or 1, tiles of queries, tiles of keys]`, from the filled tables.
 
-    `ends` holds, for each table, arrays with the axes `b, h, blocks` (size 1 where the load does not depend on one). It
-    is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
+    `ends` holds, for each table, arrays with the axes `b, h, blocks` (size 1 where the load does not depend on one).
+    It is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
     """
     known = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
     return block_map(made.keep, sizes, block, known)  # type: ignore[arg-type]

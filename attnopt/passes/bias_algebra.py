@@ -1,7 +1,8 @@
 """Exact algebra of the score: what is added alike to every key of a row cancels in the softmax.
 
-`softmax_k(x_k + c) = softmax_k(x_k)`: terms without `s` and `k` go, so ALiBi's `slope*(k - q)` becomes
-`slope*k`. A captured tensor that no expression loads any more goes too.
+`softmax_k(x_k + c) = softmax_k(x_k)`. A row term goes only where nothing is left that it may have balanced: without
+its `-slope*q`, ALiBi's `slope*(k - q)` would grow to thousands beside scores of a few units, and without its -10000 a
+mask of `10000*mask - 10000` would add 10000 to the kept scores. A capture that nothing loads any more goes too.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def cancel_rows(spec: AttentionSpec) -> AttentionSpec:
     """Drop finite terms of the score that are the same for every key. Not with a sink or a returned lse."""
     if not isinstance(spec.normalizer, Softmax) or spec.normalizer.sink is not None or spec.returns or spec.weight.has(ex.s):
         return spec
-    terms = sp.Add.make_args(sp.expand(spec.score))
+    terms = sp.Add.make_args(spec.score)
     kept = [t for t in terms if t.has(ex.s) or _varies(t)]
-    if len(kept) == len(terms):
+    if len(kept) == len(terms) or not all(t.has(ex.s) for t in kept):
         return spec
     score = sp.Add(*kept)
     parts = {**spec.expressions, "score": score}.values()

@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import pointwise, sdpa, softmax
+from attnopt.patterns import pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -34,6 +34,7 @@ log = logging.getLogger("attnopt")
 PATTERNS = (
     Pattern("sdpa", sdpa.match),
     Pattern("softmax", softmax.match),
+    Pattern("sum", sums.match),
     Pattern("pointwise", pointwise.match),
 )
 
@@ -47,7 +48,8 @@ def find(
 
     The first pattern that gives a region wins; where none does, the first that declines.
     """
-    found, chosen = [], PATTERNS if patterns is None else patterns
+    found: list[tuple[fx.Node, str, Region | Decline]] = []
+    chosen = PATTERNS if patterns is None else patterns
     known = constants if isinstance(constants, Known) else Known(constants or {})
     for node in graph.nodes:
         claim: tuple[str, Region | Decline] | None = None
@@ -60,7 +62,22 @@ def find(
                 claim = claim or (pattern.name, result)
         if claim is not None:
             found.append((node, *claim))
-    return found
+    return _once(found)
+
+
+def _once(found: list[tuple[fx.Node, str, Region | Decline]]) -> list[tuple[fx.Node, str, Region | Decline]]:
+    """Without anchors that another region explains, and without a second region for the same output."""
+    regions = [result for _, _, result in found if isinstance(result, Region)]
+    claimed = {anchor for region in regions for anchor in (*region.claims, region.output)}
+    first: dict[fx.Node, fx.Node] = {}
+    for node, _, result in found:
+        if isinstance(result, Region):
+            first.setdefault(result.output, node)
+    return [
+        (node, name, result)
+        for node, name, result in found
+        if not (node in claimed if isinstance(result, Decline) else first[result.output] is not node)
+    ]
 
 
 def _read(pattern: Pattern, node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:

@@ -18,7 +18,7 @@ Labels = tuple[list[tuple[fx.Node, list[str]]], list[str]]
 
 def is_contraction(node: object) -> bool:
     """Whether the node sums products of two tensors (or more) over one dimension."""
-    return op_name(node) in CONTRACTIONS or (op_name(node) == "aten::sum" and _labels(node) is not None)
+    return isinstance(node, fx.Node) and _labels(node) is not None
 
 
 def contract(node: fx.Node, index: Index, summed: sp.Symbol) -> tuple[Side, Side] | None:

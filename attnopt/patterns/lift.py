@@ -16,6 +16,7 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.graph import arguments, op_name, value
+from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import Known
@@ -24,7 +25,6 @@ from attnopt.patterns.safety import cuts_gradient
 from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
 from attnopt.region import Line
 
-CONTRACTIONS = {"aten::matmul", "aten::bmm", "aten::mm", "aten::einsum", "aten::baddbmm", "aten::linear"}
 _CONSTANTS = {
     "aten::zeros": 0, "aten::new_zeros": 0, "aten::zeros_like": 0, "aten::ones": 1, "aten::new_ones": 1,
     "aten::ones_like": 1, "aten::full": None, "aten::new_full": None, "aten::full_like": None,
@@ -41,7 +41,7 @@ _KEEP_FINITE = {
 }  # fmt: skip
 _LARGE = 48
 _NARROW = (torch.uint8, torch.int8, torch.int16)
-# Ends the name of a load that stands for the product inside a `baddbmm`, without what it is added to.
+# Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
 
 
@@ -162,16 +162,22 @@ class Lifter:
             return self.lift(a["input"], index)
         if name in POINTWISE:
             return self._pointwise(node, name, index)
-        if name == "aten::baddbmm":
+        if name in ("aten::baddbmm", "aten::addmm"):
             added = ex.as_number(self._broadcast(a["self"], index)) * ex.number(a["beta"])
-            self.nodes[f"{node.name}{PRODUCT}"] = node
-            return added + ex.load(f"{node.name}{PRODUCT}", *index) * ex.number(a["alpha"])
+            return added + self._product(node, index) * ex.number(a["alpha"])
+        if name == "aten::einsum" and len(a["tensors"]) > 2 and is_contraction(node):
+            others = [ex.as_number(self.lift(*side)) for side in factors(node, index)]
+            return sp.Mul(self._product(node, index), *others) if len(a["tensors"]) == len(others) + 2 else None
         rule = GATHERS.get(name)
         if rule is not None:
             return rule(self, node, a, index)
         if node.op in ("placeholder", "get_attr") and str(node.target) in self.constants and not index:
             return _constant(self.constants[str(node.target)].item())
         return None
+
+    def _product(self, node: fx.Node, index: Index) -> sp.Expr:
+        self.nodes[f"{node.name}{PRODUCT}"] = node
+        return ex.load(f"{node.name}{PRODUCT}", *index)
 
     def _pointwise(self, node: fx.Node, name: str, index: Index) -> sp.Basic:
         if value(node).dtype in _NARROW:
@@ -227,10 +233,8 @@ class Lifter:
         return bool(sources) and steps > 0 and all(self._finite(x, steps - 1) for x in (*sources, *numbers))
 
     def _contains_contraction(self, found: sp.Basic) -> bool:
-        names = (load.args[0].name for load in found.atoms(ex.Load))
-        return any(
-            n in self.nodes and (op_name(self.nodes[n]) in CONTRACTIONS or self.nodes[n] in self.stops) for n in names
-        )
+        nodes = (self.nodes.get(load.args[0].name) for load in found.atoms(ex.Load))
+        return any(n in self.stops or op_name(n) in CONTRACTIONS or is_contraction(n) for n in nodes if n is not None)
 
 
 def _is_float(node: fx.Node) -> bool:

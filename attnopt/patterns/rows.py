@@ -98,7 +98,7 @@ def _softmax(
     coefficient, power = inner.as_coeff_Mul()
     if not isinstance(power, sp.exp):
         return None
-    weight, scale = core / power, row * total.load / (total.factor * coefficient)
+    weight, scale = quotient(core, power), row * total.load / (total.factor * coefficient)
     if not scale.is_number or (weight.has(sp.exp) and weight.has(ex.s)):
         return None
     terms = sp.Add.make_args(sp.expand(power.args[0]))
@@ -115,10 +115,17 @@ def _softmax(
 def _total(core: sp.Expr, inner: sp.Expr) -> sp.Expr | None:
     """The sum of `inner` in terms of the sums of the row's weights."""
     for part, total in ((core, ex.t), (sp.Abs(core), ex.t if nonnegative(core) else ex.a)):
-        ratio = inner / part
+        ratio = quotient(inner, part)
         if not ratio.has(ex.s) and not ex.depends(ratio, ex.k):
             return ratio * total
     return None
+
+
+def quotient(x: sp.Expr, y: sp.Expr) -> sp.Expr:
+    """`x / y` with its exponentials joined."""
+    factors = sp.Mul.make_args(x / y)
+    exponent = sp.expand(sp.Add(*[f.args[0] for f in factors if isinstance(f, sp.exp)]))
+    return sp.Mul(*[f for f in factors if not isinstance(f, sp.exp)]) * sp.exp(exponent)
 
 
 def _reduction(load: ex.Load, product: ex.Load, lifter: Lifter) -> _Sum | Decline | None:

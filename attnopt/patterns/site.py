@@ -117,7 +117,9 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
         "gate": parts.gate * maps["value"].factor, "weight": parts.weight.xreplace(scaled),
     }  # fmt: skip
     exprs |= {n: e for n in ("divide", "sink") if (e := getattr(parts.normalizer, n, None)) is not None}
-    if any(jumps(e) for e in exprs.values()) or parts.masked.keep.has(ex.s):
+    # That a weight takes the sign of its score is what a signed softmax is; only a score of zero is undecided.
+    signed = {"weight": exprs["weight"].replace(sp.sign, lambda x: sp.S.One)}
+    if any(jumps(e) for e in {**exprs, **signed}.values()) or parts.masked.keep.has(ex.s):
         return Decline("scores are compared with one another; rounding could decide differently", parts.anchor)
     exprs = {name: extents.rename(ex.canon(e)) for name, e in exprs.items()}
     captures, exprs = _captures(exprs, lifter, frame)

@@ -20,8 +20,7 @@ class Filled:
 
     Attributes:
         ends: for each table its least and greatest values, `[B or 1, H or 1, blocks]` (one block where the table has no
-            axis), int64 for integers, float32 or float64 else. Where a block holds NaN, or integers beyond
-            `LARGEST`, the ends are as wide as can be.
+            axis), float64. A NaN, or an integer beyond `LARGEST`, makes them infinite.
         first: first kept key, int64 `[B or 1, H or 1]`; `n_k` where the rows keep none. None without a condition on rows.
         last: last kept key, -1 where the rows keep none.
     """
@@ -81,11 +80,9 @@ def _ends(values: Tensor, axis: str, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _guarded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The values as lower and upper ends; those that arithmetic on ends cannot hold are as wide as can be."""
-    if values.is_floating_point():
-        bad = values.isnan()
-        return values.masked_fill(bad, -torch.inf), values.masked_fill(bad, torch.inf)
-    bad = (values > LARGEST) | (values < -LARGEST)
-    return values.masked_fill(bad, -2 * LARGEST), values.masked_fill(bad, 2 * LARGEST)
+    """The values as lower and upper ends; those that arithmetic on ends cannot hold have infinite ones."""
+    bad = values.isnan() if values.is_floating_point() else (values > LARGEST) | (values < -LARGEST)
+    wide = values.to(torch.float64)
+    return wide.masked_fill(bad, -torch.inf), wide.masked_fill(bad, torch.inf)
 
 

@@ -12,12 +12,13 @@ from attnopt.spec import AttentionSpec, Capture, Heads, Softmax
 
 HEADS = Heads(2, 2, 2, 4, 4)
 ROWS = (
-    ("row_number", s + q * 3 + k, s + k),
-    ("distance", s / 2 + (k - q) * 5, s / 2 + 5 * k),
+    ("row_number", s + q * 3, s),
+    ("distance", s / 2 + (k - q) * 5, s / 2 + (k - q) * 5),
+    ("balanced", s + 10000 * ex.load("m", ex.b, k, integer=True) - 10000, s + 10000 * ex.load("m", ex.b, k, integer=True) - 10000),
     ("constant", s + 7, s),
     ("nothing", s + k, s + k),
     ("infinite", s + ex.Where(q > 1, ex.NEG_INF, sp.S.Zero), s + ex.Where(q > 1, ex.NEG_INF, sp.S.Zero)),
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "score", "expected"), ROWS, ids=[r[0] for r in ROWS])

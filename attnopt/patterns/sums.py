@@ -1,0 +1,138 @@
+"""Weights that are a sum of softmaxes, or a softmax times a factor of each weight.
+
+`weights = sum_i c_i * softmax_i` with `c_i` in `b, h, q` is a sum of attentions over the same values: differential
+attention, grouped or not, and averages of two maps. A factor in `k` or in the score is `weight`: signed softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sympy as sp
+import torch
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.errors import Decline
+from attnopt.graph import arguments, op_name, value
+from attnopt.patterns.contraction import Side, contract, extent
+from attnopt.patterns.lift import CONTRACTIONS, Lifter
+from attnopt.patterns.masks import split
+from attnopt.patterns.operands import Place
+from attnopt.patterns.ops import POINTWISE
+from attnopt.patterns.pointwise import PRODUCTS, product, sides
+from attnopt.patterns.site import Frame, Parts, build, frame, width
+from attnopt.patterns.softmax import SOFTMAX, folded_heads
+from attnopt.patterns.views import CASTS, VIEWS, same, shape
+from attnopt.region import Region
+
+_THROUGH = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::stack", "aten::cat"}
+_STEPS = 48
+
+
+def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
+    """The sum of attentions that a softmax is the first term of; None if it is none."""
+    if op_name(node) not in SOFTMAX:
+        return None
+    found = _applied(node)
+    if found is None:
+        return None
+    output, order = found
+    fold = folded_heads(output) if value(output).dim() == 3 else None
+    for heads in (fold, None) if fold is not None else (None,):
+        region = _read(node, output, order, constants, heads)
+        if isinstance(region, Region):
+            return region
+    return None
+
+
+def _applied(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The product that applies the weights, and which of its operands they are."""
+    queue, seen = [node], {node}
+    while queue and len(seen) < _STEPS:
+        current = queue.pop(0)
+        for user in current.users:
+            if op_name(user) in PRODUCTS:
+                tensors = user.args[1] if op_name(user) == "aten::einsum" else user.args
+                return user, list(tensors).index(current)  # type: ignore[arg-type]
+            through = op_name(user) in _THROUGH or not op_name(user)
+            if user not in seen and user.op == "call_function" and through:
+                seen.add(user)
+                queue.append(user)
+    return None
+
+
+def _read(
+    node: fx.Node, output: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold: int | None
+) -> Region | None:
+    dims = sides(output, order)
+    if dims is None:
+        return None
+    count, terms, claims = 1, [], set()
+    while len(terms) < count:
+        framed = frame(output, *dims, extent(output), sp.S.Zero, fold)
+        if isinstance(framed, Decline):
+            return None
+        lifter = Lifter(framed.sizes, constants)
+        lifter.stops.update(n for n in output.graph.nodes if op_name(n) in SOFTMAX)
+        operands = contract(output, framed.index, ex.k)
+        assert operands is not None
+        weights, values = operands if order == 0 else operands[::-1]
+        hearts = _hearts(lifter.lift(*weights), lifter)
+        if hearts is None or lifter.dropout:
+            return None
+        heart, factor = hearts[len(terms)]
+        count = len(hearts)
+        if min(lifter.nodes[h.args[0].name] for h, _ in hearts) is not node or (count == 1 and not _weighs(factor)):
+            return None
+        term = _term(heart, factor, output, framed, lifter, values)
+        if not isinstance(term, Region):
+            return None
+        terms.append(term)
+        claims.add(term.anchor)
+    return terms[0].replace(merge=tuple(terms[1:]), claims=frozenset(claims - {node}))
+
+
+def _hearts(weights: sp.Basic, lifter: Lifter) -> list[tuple[ex.Load, sp.Expr]] | None:
+    """Each softmax that the weights load, with its factor; None where they are no sum of such products."""
+    found = ex.as_number(weights).replace(
+        lambda e: isinstance(e, ex.Where) and e.args[2] == 0 and e.args[1] != 1,
+        lambda e: ex.Where(e.args[0], sp.S.One, sp.S.Zero) * e.args[1],
+    )
+    found = sp.expand(found)
+    hearts = [x for x in found.atoms(ex.Load) if lifter.nodes[x.args[0].name] in lifter.stops]
+    hearts.sort(key=lambda x: (lifter.nodes[x.args[0].name], str(x.args[1:])))
+    parts = [(x, found.coeff(x)) for x in hearts]
+    if not parts or any(c.has(*hearts) for _, c in parts):
+        return None
+    return parts if sp.expand(found - sum(x * c for x, c in parts)) == 0 else None
+
+
+def _weighs(factor: sp.Expr) -> bool:
+    """Whether a factor differs from key to key."""
+    return ex.depends(factor, ex.k)
+
+
+def _term(
+    heart: ex.Load, factor: sp.Expr, output: fx.Node, framed: Frame, lifter: Lifter, values: Side
+) -> Region | Decline | None:
+    node, index = lifter.nodes[heart.args[0].name], heart.args[1:]
+    dim = arguments(node)["dim"] % len(index)
+    over = index[dim] == ex.k and not any(i.has(ex.k) for n, i in enumerate(index) if n != dim)
+    if not over or not same(shape(node)[dim], framed.extent(ex.k)):
+        return None
+    logit = ex.as_number(lifter.lift(node.args[0], index))
+    products = [p for load in logit.atoms(ex.Load) if (p := product(load, lifter))]
+    if len(products) != 1 or lifter.dropout:
+        return None
+    load, query, key = products[0]
+    made = lifter.nodes[load.args[0].name]
+    framed.sizes.sizes[ex.d] = extent(made)
+    parts = [(f, _weighs(f)) for f in sp.Mul.make_args(sp.factor_terms(factor))]
+    weight = sp.Mul(*[f for f, weighs in parts if weighs]).xreplace({load: ex.s})
+    if any(op_name(lifter.nodes[x.args[0].name]) in CONTRACTIONS for x in weight.atoms(ex.Load)):
+        return None
+    masked = split(logit.xreplace({load: ex.s}), lifter.finite)
+    places = Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width)
+    gate = sp.Mul(*[f for f, weighs in parts if not weighs])
+    return build(Parts("sum", node, output, masked, *places, gate, product=made, weight=weight), framed, lifter)
