@@ -13,6 +13,7 @@ from torch import nn
 from attnopt import dump, pipeline
 from attnopt.capture import Captured, capture, share
 from attnopt.errors import CaptureError, Decline, OptionError, UnfusedError
+from attnopt.nested import copied
 from attnopt.module import Compiled, OptimizedModule, full_size
 from attnopt.options import Options
 from attnopt.passes import approximate
@@ -177,7 +178,7 @@ def _build(
 ) -> tuple[Any, Report]:  # fmt: skip
     """Lower and validate. Sites that fail are left as they are in another round; `failed` holds their reasons."""
     failed, options = dict(failed or {}), settings.options
-    original = torch.fx.GraphModule(captured.gm, _copy(captured.gm.graph)) if settings.validate else None
+    original = copied(captured.gm) if settings.validate else None
     known = Known(captured.scalars, captured.tables(fast._source))
     found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, known, options)]
     found = pipeline.lower(captured.gm, found)
@@ -202,13 +203,6 @@ def _strayed(figures: Mapping[str, float]) -> bool:
     """Whether the whole output moved by more than rounding can explain, whatever the sites say."""
     change, size = figures.get("change_rms", 0.0), figures.get("output_rms", 0.0)
     return not change <= _MOST_CHANGE * size + 1e-6
-
-
-def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
-    fresh = torch.fx.Graph()
-    output = fresh.graph_copy(graph, {})
-    fresh.output(output)
-    return fresh
 
 
 def _declined(found: pipeline.Found, failed: Mapping[str, str]) -> pipeline.Found:

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from attnopt import dump, pipeline
 from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import normalize
+from attnopt.nested import Replay
 from attnopt.options import Options
 from attnopt.report import Report
 from attnopt.runtime import dispatch
@@ -86,7 +87,7 @@ def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule
     """The graph in normal form. Raises `CaptureError` when it cannot be traced."""
 
     def run(*inputs: Any) -> Any:
-        return fx.Interpreter(gm).run(*inputs)
+        return Replay(gm).run(*inputs)
 
     try:
         with fx.traceback.preserve_node_meta():

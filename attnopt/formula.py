@@ -6,6 +6,7 @@ import functools
 
 import sympy as sp
 
+from attnopt.analysis.masks import describe
 from attnopt.normalizer import Pointwise
 from attnopt.readable import show
 from attnopt.spec import AttentionSpec
@@ -60,12 +61,7 @@ def mask_in_words(spec: AttentionSpec) -> str:
     """What the mask is: `causal`, `every key`, a window, padding, or the condition itself."""
     if all(term.keep == sp.true for term in spec.terms):
         return "every query attends to every key"
-    try:
-        from attnopt.analysis.masks import describe
-    except ImportError:
-        words = " + ".join(f"keys where {show(term.keep)}" for term in spec.terms)
-    else:
-        words = describe(spec)
+    words = describe(spec)
     return words if isinstance(spec.normalizer, Pointwise) else f"{words}; a row without any key gives {_empty(spec)}"
 
 

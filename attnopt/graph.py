@@ -1,7 +1,8 @@
 """Helpers on `fx` graphs, and the passes that bring a captured graph to its normal form.
 
 Normal form: pre-dispatch aten operators, no nested no-grad regions, no in-place change of a tensor that
-the graph itself made, as far as it can be expressed (see `functional`).
+the graph itself made, as far as it can be expressed (see `functional`). The bodies of higher-order operators
+have it too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import fx
 
 from attnopt import dump
 from attnopt.functional import functionalize
+from attnopt.nested import bodies, mark_autocast, name_apart
 
 aten = torch.ops.aten
 
@@ -77,6 +79,14 @@ def module_path(node: fx.Node) -> str:
 def normalize(gm: fx.GraphModule) -> fx.GraphModule:
     """Bring the graph to normal form, in place."""
     dump.graph("captured", gm)
+    _normalize(gm)
+    mark_autocast(gm)
+    dump.graph("functional", gm)
+    return gm
+
+
+def _normalize(gm: fx.GraphModule) -> None:
+    """One graph, then the bodies of its higher-order operators."""
     for node in list(gm.graph.nodes):
         if is_call(node, torch.ops.higher_order.wrap_with_set_grad_enabled):
             _inline_grad_region(gm, node)
@@ -87,8 +97,11 @@ def normalize(gm: fx.GraphModule) -> fx.GraphModule:
     drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
-    dump.graph("functional", gm)
-    return gm
+    for body in bodies(gm):
+        if not body.closed:
+            _normalize(body.gm)
+            name_apart(body)
+            body.gm.recompile()
 
 
 def _inline_grad_region(gm: fx.GraphModule, call: fx.Node) -> None:

@@ -19,7 +19,6 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("a number that the model computes", "use a Python number or a tensor of one element, not .item()"),
     ("computed from the scores", "compute it from the queries and keys, or from a tensor that is there before"),
     ("fused for floating point", "cast queries, keys and values to a floating point dtype before the attention"),
-    ("no tensor by batch, head", "reshape it to [batch, heads, positions, width] with view, reshape or transpose"),
     ("is not a tensor by batch, head", "reshape it to [batch, heads, positions, width] with view, reshape or transpose"),
     (
         "weights are changed between",

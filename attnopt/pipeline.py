@@ -14,11 +14,13 @@ from attnopt import dump, patterns
 from attnopt.errors import Decline
 from attnopt.graph import drop_dead_code, module_path, op_name, source_line, value
 from attnopt.hints import hint_for
+from attnopt.nested import everywhere
 from attnopt.options import Options
-from attnopt.passes import PIPELINE
+from attnopt.passes import PIPELINE, add_up
 from attnopt.passes.base import check_order, run
 from attnopt.passes.liveness import bystanders, used_elsewhere
 from attnopt.passes.lower import Lowering
+from attnopt.passes.nearest import blocking
 from attnopt.region import Region
 from attnopt.report import Bystander, Report, Site
 from attnopt.runtime import op  # noqa: F401  (registers attnopt::attention)
@@ -54,7 +56,9 @@ class Found:
         }
         approximate = self.anchor.meta.get("attnopt_rewrites", ())
         if isinstance(self.result, Decline):
-            common |= {"rewrites": approximate, "reason": str(self.result), "node": _described(self.result.node)}
+            stopped = self.result.node
+            stopped = blocking(self.anchor) or stopped if stopped is self.anchor else stopped
+            common |= {"rewrites": approximate, "reason": str(self.result), "node": _described(stopped)}
             common["hint"] = self.result.hint or hint_for(self.result.reason)
             return Site(**common, status="declined")  # type: ignore[arg-type]
         status = "rewritten" if approximate else status
@@ -64,13 +68,26 @@ class Found:
 def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Options) -> list[Found]:
     """Every site of the graph, after the exact rewrites. Changes nothing."""
     check_order(PIPELINE)
-    found: list[Found] = []
     if options.disable:
-        return found
+        return []
+    found = _sites(graph, constants, options, 0)
+    for body in everywhere(graph.owning_module):
+        inner = _sites(body.gm.graph, {}, options, sum(isinstance(f.result, Region) for f in found))
+        closed = Decline(body.closed, body.call) if body.closed else None
+        found += [replace(f, result=closed or f.result) if isinstance(f.result, Region) else f for f in inner]
+    _tell("found", graph.owning_module, found)
+    return found
+
+
+def _sites(
+    graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Options, spent: int
+) -> list[Found]:
+    """The sites of one graph without those of its bodies; `spent` is the fuel that is used up."""
+    found: list[Found] = []
     for anchor, pattern, result in patterns.find(graph, constants, options.patterns):
         notes: tuple[Decline, ...] = ()
         if isinstance(result, Region):
-            if 0 <= options.fuel <= sum(isinstance(f.result, Region) for f in found):
+            if 0 <= options.fuel <= spent + sum(isinstance(f.result, Region) for f in found):
                 result = Decline(f"the limit of {options.fuel} rewritten sites is used up", anchor)
             else:
                 # What an approximate rewrite did to the graph before stands on the anchor.
@@ -78,12 +95,26 @@ def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Option
                 result, declines = run(result, PIPELINE)
                 notes = tuple(declines)
         found.append(Found(anchor, pattern, result, notes))
-    _tell("found", graph.owning_module, found)
-    return found
+    return _summed(found)
+
+
+def _summed(found: list[Found]) -> list[Found]:
+    """Attentions that are added to one another as one site, the first's."""
+    sums = add_up.join(f.result for f in found if isinstance(f.result, Region))
+    gone = {anchor for region in sums.values() for anchor in region.claims}
+    return [replace(f, result=sums.get(f.anchor, f.result)) for f in found if f.anchor not in gone]
 
 
 def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
     """Replace every found region by the operator, in place. Returns the sites, some now declined."""
+    modules = [gm, *(body.gm for body in everywhere(gm))]
+    out = [f for module in modules for f in _lower(module, [f for f in found if f.anchor.graph is module.graph])]
+    _tell("lowered", gm, out)
+    return out
+
+
+def _lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
+    """`lower` for one graph without its bodies."""
     lowering, out = Lowering(gm), []
     for item in found:
         result = item.result
@@ -98,7 +129,6 @@ def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
     drop_dead_code(gm.graph)
     gm.graph.lint()
     gm.recompile()
-    _tell("lowered", gm, out)
     return out
 
 

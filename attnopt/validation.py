@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 
 from attnopt.aliasing import mutated_argument
 from attnopt.options import Options
@@ -35,8 +36,8 @@ def validate_graphs(
         state = torch.random.get_rng_state()
         before = checker.run(*_untouchable(original, inputs))
         torch.random.set_rng_state(state)
-        after = lowered(*_untouchable(lowered, inputs)) if regions else before
-    failed = {name: verdict.reason for name, verdict in checker.verdicts.items() if not verdict.ok}
+        failed = {name: verdict.reason for name, verdict in checker.verdicts.items() if not verdict.ok}
+        after = lowered(*_untouchable(lowered, inputs)) if regions and not failed else before
     errors = {name: _figures(verdict) for name, verdict in checker.verdicts.items()}
     figures = {"validation": _whole(before, after)} if regions else {}
     return failed, errors, figures
@@ -88,6 +89,8 @@ class _Checker(fx.Interpreter):
 
     def __init__(self, original: fx.GraphModule, lowered: fx.GraphModule, regions: Sequence[Region]) -> None:
         super().__init__(original)
+        self.after, self.all_regions = lowered, regions
+        regions = [r for r in regions if r.output.name in {n.name for n in original.graph.nodes}]
         self.regions = {r.output.name: r for r in regions}
         self.lowered = {n.name: n for n in lowered.graph.nodes}
         self.calls = {n.meta["attnopt_site"]: n for n in lowered.graph.nodes if "attnopt_site" in n.meta}
@@ -100,7 +103,7 @@ class _Checker(fx.Interpreter):
                 self.pending[name] = self.pending.get(name, 0) + 1
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        result = self._inside(n) if isinstance(n.target, HigherOrderOperator) else super().run_node(n)
         if n.op == "placeholder":
             self.given[n.name] = result
         if n.name in self.pending:
@@ -114,15 +117,42 @@ class _Checker(fx.Interpreter):
                     self.kept.pop(name, None)
         return result
 
+    def _inside(self, n: fx.Node) -> Any:
+        """An operator with bodies; where a body is run once and as it is, so are its checks."""
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        kind = n.target.name()  # type: ignore[union-attr]
+        if kind == "wrap_with_autocast":
+            with torch.autocast(*args[:4]):
+                return self._body(n.args[4]).run(*args[5:])
+        if kind == "tag_activation_checkpoint":
+            return self._body(n.args[0]).run(*args[1:])
+        if kind == "cond":
+            return self._body(n.args[1 if args[0] else 2]).run(*args[3])
+        return super().run_node(n)
+
+    def _body(self, node: Any) -> _Checker:
+        name = str(node.target)
+        original, lowered = (m.get_submodule(name) for m in (self.module, self.after))
+        checker = _Checker(original, lowered, tuple(self.all_regions))  # type: ignore[arg-type]
+        checker.verdicts = self.verdicts
+        return checker
+
     def _check(self, n: fx.Node, region: Region, eager: torch.Tensor) -> None:
         call = self.calls.get(region.anchor.name)
         if call is None or region.spec.dropout or not isinstance(eager, torch.Tensor):
+            return
+        if torch._C._functorch.is_functorch_wrapped_tensor(eager):
             return
         seeds = {**self.given, **{name: self.kept[name] for name in _operands(region)}}
         if _scores(region, seeds) > _MOST_SCORES:
             self.verdicts[region.anchor.name] = self._sampled(call, region, seeds)
             return
-        kernel = _evaluate(call, dict(seeds), self.module, double=False)
+        try:
+            kernel = _evaluate(call, dict(seeds), self.module, double=False)
+        except Exception as error:  # a kernel that cannot run here is a site that stays as it is
+            reason = f"what replaced it raised {type(error).__name__}: {error}"
+            self.verdicts[region.anchor.name] = Verdict(False, torch.inf, torch.inf, 0.0, 0.0, reason)
+            return
         golden = _evaluate(n, dict(seeds), self.module, double=True)
         self.verdicts[region.anchor.name] = compare(golden, eager, kernel)
 

@@ -24,7 +24,20 @@ class Plain(nn.Module):
     def forward(self, x):
         return x * 2
 
+class Odd(nn.Module):
+    # One attention, one whose scores are sorted, and a router.
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Attention()
+
+    def forward(self, q, k, v):
+        scores = (q @ k.mT).sort(-1).values
+        return self.inner(q, k, v) + scores.softmax(-1) @ v, q.softmax(-1).topk(2).values
+
 x = torch.zeros(1, 2, 8, 16)
+def odd():
+    return Odd(), (x, x, x)
 def build():
     return Attention(), (x, x, x), {}
 def plain():
@@ -99,6 +112,26 @@ def test_explain_prints_the_report_and_writes_files(
     assert "<html" in paths["html"].read_text()
 
 
+def test_explain_says_what_how_and_where(models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{models}:odd"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "out[b, h, q] = sum of softmax(s/4) * V[b, h, k] over k, with s = Q[b, h, q]·K[b, h, k]",
+        "mask: every query attends to every key",
+        "found by softmax",
+        "inner (",
+        "cli_models.py:7)",
+        "no contraction of queries and keys makes the scores",
+        "stopped at %sort = aten::sort [1, 2, 8, 8] float32, [1, 2, 8, 8] int64",
+        "to lift it: ",
+        "1 softmax is no attention (attnopt explain --all lists them)",
+    ):
+        assert said in out, said
+    assert "its result goes to topk" not in out
+    assert main(["explain", f"{models}:odd", "--all"]) == 0
+    assert "its result goes to topk (" in capsys.readouterr().out
+
+
 def test_explain_strict_says_no_for_a_model_without_attention(models: str) -> None:
     assert main(["explain", f"{models}:plain"]) == 0
     assert main(["explain", f"{models}:plain", "--strict"]) == 1
@@ -110,7 +143,7 @@ def test_explain_strict_says_no_for_a_model_without_attention(models: str) -> No
         ("nothing", "neither MODULE:NAME nor hf:MODEL_TYPE"),
         ("no_such_module_here:build", "cannot import"),
         ("cli_models:absent", "has no 'absent'"),
-        ("cli_models:half", "must give (model, args)"),
+        ("cli_models:half", "gave a Plain without inputs"),
         ("cli_models:wrong", "it gave Tensor and dict"),
         ("hf:no-such-type", "knows no model type"),
     ],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import attnopt
 from attnopt import pipeline
 from attnopt.options import Options
 from attnopt.region import Region
-from tests.modules import captured, replay
+from tests.modules import Function, captured, replay
 
+ROOT = Path(__file__).resolve().parent.parent
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,9 +43,92 @@ def test_disabled_finds_nothing() -> None:
     assert pipeline.find(graph.gm.graph, {}, Options(disable=True)) == []
 
 
-def test_a_dump_shows_the_graph_and_the_sites(tmp_path: Path) -> None:
-    from tests.modules import Function
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return (x @ x.mT).softmax(-1) @ x + (x @ x.mT / 2).softmax(-1) @ x
 
-    attnopt.optimize(Function(_run), (X,), options={"dump": str(tmp_path)})
-    assert "softmax" in (tmp_path / "00_captured_graph.py").read_text()
-    assert "score s" in (tmp_path / "01_lowered_sites.txt").read_text()
+
+@pytest.mark.parametrize(("fuel", "fused"), [(0, []), (1, [0]), (2, [0, 1]), (-1, [0, 1])])
+def test_fuel_fuses_the_first_sites_and_declines_the_rest(fuel: int, fused: list[int]) -> None:
+    fast = attnopt.optimize(Function(_twice), (X,), options={"fuel": fuel, "kernel": "reference"})
+    assert [i for i, site in enumerate(fast.report.sites) if site.status == "fused"] == fused
+    for site in fast.report.sites:
+        if site.status == "declined":
+            assert site.reason.startswith(f"the limit of {fuel} rewritten sites is used up")
+            assert "ATTNOPT_FUEL" in site.hint
+    torch.testing.assert_close(fast(X), _twice(X))
+
+
+def test_a_decline_shows_node_and_hint() -> None:
+    (site,) = attnopt.explain(Function(lambda x: (x @ x.mT).sort(-1).values.softmax(-1) @ x), (X,)).sites
+    assert site.status == "declined"
+    assert site.node.startswith("%sort = aten::sort [2, 5, 5] float32, [2, 5, 5] int64 (")
+    assert site.node.split("(")[1].startswith(__file__)
+    assert site.hint
+
+
+def test_explain_declines_what_lowering_declines() -> None:
+    run = Function(lambda x: torch.dropout((x @ x.mT).softmax(-1), 0.5, True) @ x)
+    (site,) = attnopt.explain(run, (X,)).sites
+    assert "dropout is active" in site.reason
+    assert "model.eval()" in site.hint
+
+
+def test_softmaxes_outside_of_attention_are_counted() -> None:
+    report = attnopt.explain(Function(lambda x: (_run(x), x.softmax(-1).topk(2).values, x.log_softmax(-1))), (X,))
+    assert [(o.name, o.reason.split(": ")[1]) for o in report.others] == [
+        ("softmax_1", "its result goes to topk"),
+        ("log_softmax", "its result goes to output"),
+    ]
+    assert "2 softmaxes are no attention (attnopt explain --all lists them)" in str(report)
+    assert "its result goes to topk" in report.to_text(every=True)
+
+
+def test_the_note_says_who_uses_the_weights() -> None:
+    def run(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = (x @ x.mT).softmax(-1)
+        return weights @ x, weights
+
+    for report in (attnopt.explain(Function(run), (X,)), attnopt.optimize(Function(run), (X,)).report):
+        (note,) = report.notes
+        assert "%softmax is also used by the model's output, so it is still computed" in note
+
+
+PROGRAM = """
+import torch, attnopt
+class M(torch.nn.Module):
+    def forward(self, x):
+        return (x @ x.mT).softmax(-1) @ x
+attnopt.optimize(M(), (torch.randn(2, 5, 8),), options={"kernel": "reference"})
+"""
+
+
+def _logged(tmp_path: Path, **environment: str) -> str:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_torch_logs_show_every_step_and_site(tmp_path: Path) -> None:
+    lines = [line.split("] ", 1)[-1] for line in _logged(tmp_path, TORCH_LOGS="+attnopt").splitlines()]
+    site = f"%softmax in {tmp_path / 'program.py'}:5 [softmax] 1 heads, d=8; score s"
+    for step in ("found", "lowered"):
+        assert f"{step}: 1 of 1 sites are fused" in lines
+        assert f"{step}: {site}" in lines
+    assert lines[-1] == "M: 1 site: 1 fused, 0 rewritten, 0 declined"
+
+
+def test_without_torch_logs_nothing_is_said_and_at_info_only_the_summary(tmp_path: Path) -> None:
+    assert "fused" not in _logged(tmp_path, TORCH_LOGS="")
+    shown = _logged(tmp_path, TORCH_LOGS="attnopt")
+    assert "M: 1 site: 1 fused" in shown
+    assert "found:" not in shown
+
+
+def test_torch_trace_holds_the_report(tmp_path: Path) -> None:
+    _logged(tmp_path, TORCH_TRACE=str(tmp_path / "trace"))
+    (trace,) = (tmp_path / "trace").iterdir()
+    assert "attnopt report for M" in trace.read_text()
+    assert '"name": "attnopt_report"' in trace.read_text()

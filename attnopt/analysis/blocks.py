@@ -1,7 +1,7 @@
 """Tiles of queries by tiles of keys: which are empty, full or partial. Free of torch.
 
-Classes follow from interval arithmetic over whole tiles, in one numpy expression for all of them: never an entry a pair of
-query and key. They are sound: full means that every entry is kept, empty that none is, partial everything else.
+Classes follow from interval arithmetic over whole tiles, in one numpy expression for all of them: never an entry a pair
+of query and key. They are sound: full means that every entry is kept, empty that none is, partial everything else.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def tile_ends(size: int, block: int) -> Ends:
     return first, np.minimum(first + block, size) - 1
 
 
-def block_map(keep: Boolean, sizes: Mapping[sp.Symbol, int], block: tuple[int, int], known: Box | None = None) -> BlockMap:
+def block_map(
+    keep: Boolean, sizes: Mapping[sp.Symbol, int], block: tuple[int, int], known: Box | None = None
+) -> BlockMap:
     """The classes of all tiles of a mask.
 
     Args:

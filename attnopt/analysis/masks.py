@@ -58,8 +58,8 @@ def derive(keep: Boolean) -> Mask:
 
 
 def describe(spec: AttentionSpec) -> str:
-    """The mask of a spec in words: `causal (top-left), and not padding (mask[b, k])`."""
-    return str(derive(spec.keep))
+    """The mask of a spec in words: `causal (top-left), and not padding (mask[b, k])`; of a sum, each once."""
+    return "; and ".join(dict.fromkeys(str(derive(term.keep)) for term in spec.terms))
 
 
 def _part(node: Node) -> pt.Part:

@@ -150,17 +150,17 @@ def _again(e: sp.Expr, strict: bool, splits: int) -> Node:
 def _unfloor(c: sp.Expr, x: sp.Expr, w: sp.Expr, rest: sp.Expr, strict: bool, splits: int) -> Node:
     """`c*(x//w) + rest >= 0` as a comparison of x."""
     if c > 0:  # x//w >= t is x >= w*t
-        least = quotient(-rest, c) + 1 if strict else -quotient(rest, c)
+        least = quotient(-rest, c) + 1 if strict else quotient(c - 1 - rest, c)
         return _again(sp.expand(x - w * least), False, splits)
-    most = -quotient(-rest, -c) if strict else quotient(rest, -c) + 1  # x//w < t is x < w*t
+    most = quotient(rest - c - 1, -c) if strict else quotient(rest, -c) + 1  # x//w < t is x < w*t
     return _again(sp.expand(w * most - x), True, splits)
 
 
 def _bound(a: sp.Expr, rest: sp.Expr, strict: bool) -> Node:
     """`a*k + rest >= 0` (or `> 0`) with a number a."""
     if a > 0:
-        return _from(sp.expand(quotient(-rest, a) + 1 if strict else -quotient(rest, a)))
-    return _below(sp.expand(-quotient(-rest, -a) if strict else quotient(rest, -a) + 1))
+        return _from(sp.expand(quotient(-rest, a) + 1 if strict else quotient(a - 1 - rest, a)))
+    return _below(sp.expand(quotient(rest - a - 1, -a) if strict else quotient(rest, -a) + 1))
 
 
 def _from(lo: sp.Expr) -> Node:

@@ -3,7 +3,7 @@
 A table is the least and the greatest value of one loaded expression in every block of its axis:
 
     Table(load=ids[b, q], axis="q")    min and max of ids over each block of queries, for every batch entry
-    Table(load=mask[b, k], axis="k")   min and max over each block of keys: all kept if the min is 1, none if the max is 0
+    Table(load=mask[b, k], axis="k")   min and max over each block of keys: min 1 is all kept, max 0 is none
     Table(load=lengths[b], axis="")    one value (its own min and max) for every batch entry
 
 It takes linear time to fill and `n/block` entries to keep; there is never an entry for a pair of query and key. How a
@@ -90,7 +90,8 @@ def classes(
     It is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
     """
     known = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
-    return block_map(made.keep, sizes, block, known)  # type: ignore[arg-type]
+    found = block_map(made.keep, sizes, block, known).classes  # type: ignore[arg-type]
+    return BlockMap(found.reshape((1,) * (4 - found.ndim) + found.shape), block)
 
 
 def _placed(table: Table, values: Array) -> Array:

@@ -170,8 +170,9 @@ class Printer:
         return self._template(row, [self.visit(a) for a in args])
 
     def _ordered(self, expr: sp.Basic) -> list[sp.Basic]:
-        """Arguments in a stable order, scalars first, so that they meet before any broadcast."""
-        return sorted(expr.args, key=lambda a: (ex.depends(a, ex.k, ex.s), not a.is_number, show(a)))
+        """Arguments in a stable order that loses no digits; then scalars first, so that they meet before any broadcast."""
+        weight = ex.magnitude if isinstance(expr, sp.Add) else lambda a: ()
+        return sorted(expr.args, key=lambda a: (weight(a), ex.depends(a, ex.k, ex.s), not a.is_number, show(a)))
 
     def _template(self, row: Row, args: list[Value | sp.Basic]) -> Value:
         values = [self.visit(a) if isinstance(a, sp.Basic) else a for a in args]

@@ -101,6 +101,6 @@ def scatter(model: nn.Module) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The type and the first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    """The type and the beginning of an error's message, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:240]}" if text else type(error).__name__

@@ -26,14 +26,18 @@ def transformers() -> Any:
 
 
 def model_class(model_type: str) -> type:
-    """The class that stands for the model type: the causal language model if there is one, else the base model.
+    """The class that stands for the model type: the causal language model of a decoder, else the base model.
 
     Raises `LookupError` if transformers has no model for the configuration.
     """
     package = transformers()
     from transformers.models.auto import modeling_auto as auto
 
-    for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES):
+    config = package.CONFIG_MAPPING[model_type]()
+    # Encoders that can be told to decode, and encoder-decoders, show more as base models.
+    decoder = not config.is_encoder_decoder and not hasattr(config, "is_decoder")
+    mappings = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES)
+    for mapping in mappings if decoder else mappings[::-1]:
         name = mapping.get(model_type)
         name = name[0] if isinstance(name, (list, tuple)) else name
         if name and _suits(getattr(package, name, None), model_type):

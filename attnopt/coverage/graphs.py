@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from attnopt import pipeline
-from attnopt.capture import Captured, capture, share
+from attnopt.capture import capture, share
 from attnopt.coverage.witness import witness
 from attnopt.dynamo import retrace
 from attnopt.errors import CaptureError
@@ -22,25 +22,44 @@ from attnopt.report import Site
 from attnopt.runtime import dispatch
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One graph before and after lowering, with inputs."""
+
+    original: fx.GraphModule
+    lowered: fx.GraphModule
+    inputs: Sequence[Any]
+    options: Options
+
+    def in_double(self) -> tuple[list[Any], list[Any]]:
+        """The outputs of both in fp64, where only a wrong rewrite makes a difference."""
+        with torch.no_grad(), dispatch.use(self.options):
+            return tuple(list(Double(gm).run(*_copies(self.inputs))) for gm in (self.original, self.lowered))  # type: ignore[return-value]
+
+
+def _copies(inputs: Sequence[Any]) -> list[Any]:
+    """The inputs in fp64, none of them shared, since a graph may write to its inputs."""
+    return [double(x).clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
 @dataclass
 class Treated:
     """A model after its treatment: sites, what the witness saw, and ways to run it on the inputs it was made for."""
 
     way: str
     run: Callable[[], Any]
-    run_double: Callable[[], Any]
     sites: list[Site] = field(default_factory=list)
     missed: list[dict[str, str]] = field(default_factory=list)
     others: int = 0
     nodes: int = 0
-    originals: list[tuple[fx.GraphModule, Sequence[Any]]] = field(default_factory=list)
+    graphs: list[Pair] = field(default_factory=list)
 
     def look(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, constants: Any) -> None:
         """Count, find and lower the sites of one graph, in place."""
-        seen, prefix = witness(gm.graph), f"{len(self.originals)}." if self.originals else ""
+        seen, prefix = witness(gm.graph), f"{len(self.graphs)}." if self.graphs else ""
         nodes = {n.name: n for n in gm.graph.nodes}
         where = {name: (module_path(nodes[name]), source_line(nodes[name]) or "") for name in seen.sites}
-        self.originals.append((copy_of(gm), inputs))
+        self.graphs.append(Pair(copy_of(gm), gm, inputs, options))
         self.nodes += len(nodes)
         found = pipeline.lower(gm, pipeline.find(gm.graph, constants, options))
         claimed = {f.anchor.name for f in found}
@@ -68,17 +87,10 @@ def treat(model: nn.Module, inputs: dict[str, Any], options: Options) -> Treated
         return _by_dynamo(model, inputs, options, str(error))
     compiled = Compiled(captured, captured.gm, model, options)
     given = [held[name] for held, name in compiled.slots] + captured.flatten((), inputs)
-    treated = Treated("export", lambda: compiled((), inputs), lambda: _in_double(captured, given, options))
+    treated = Treated("export", lambda: compiled((), inputs))
     with dispatch.use(options):
         treated.look(captured.gm, given, options, captured.scalars)
     return treated
-
-
-def _in_double(captured: Captured, given: Sequence[Any], options: Options) -> Any:
-    """The lowered graph in fp64: every tensor and every cast that names fp32."""
-    with dispatch.use(options):
-        results = Double(captured.gm).run(*pytree.tree_map(double, list(given)))
-    return pytree.tree_unflatten(list(results), captured.out_spec)
 
 
 class Double(fx.Interpreter):
@@ -102,7 +114,7 @@ def double(value: Any) -> Any:
 
 
 def _by_dynamo(model: nn.Module, inputs: dict[str, Any], options: Options, why: str) -> Treated:
-    treated = Treated(f"dynamo: {why}", lambda: None, lambda: None)
+    treated = Treated(f"dynamo: {why}", lambda: None)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:

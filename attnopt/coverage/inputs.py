@@ -115,12 +115,29 @@ MAKERS: Mapping[str, Callable[[Context], Any]] = {
     "hidden_states": lambda c: torch.randn(BATCH, TOKENS, c.width),
     "query_embeds": lambda c: torch.randn(BATCH, 4, c.width),
     "image": pixels,
+    "grid_thw": lambda c: GRID.clone(),
+    "image_grid_thw": lambda c: GRID.clone(),
+    "input_features_mask": lambda c: torch.ones(BATCH, mel(c).shape[-1 if mel(c).shape[-1] > 61 else 1], dtype=torch.long),
+    "feature_lens": lambda c: torch.tensor([61, 61]),
+    "states": lambda c: torch.randn(BATCH, TARGETS, c.config.state_dim),
     "token_type_ids": lambda c: torch.zeros(BATCH, TOKENS, dtype=torch.long),
 }
 """One row for each argument that can be made without knowing the model."""
 
 _WANTED = ("input_ids", "pixel_values", "input_features", "input_values", "bbox", "decoder_input_ids")
 """Arguments that are given even where the signature has a default for them."""
+
+
+GRID = torch.tensor([[1, 4, 4], [1, 4, 8]])
+"""Frames, rows and columns of patches of the two images that models with one sequence of patches take."""
+
+
+def patches(context: Context) -> torch.Tensor:
+    """Flattened patches of the images of `GRID` `[patches, channels * frames * side * side]`."""
+    vision = find_config(context.config, "patch_size") or context.config
+    frames = setting(vision, "temporal_patch_size") or 1
+    channels = setting(vision, "num_channels", "in_channels", "in_chans") or 3
+    return torch.randn(int(GRID.prod(-1).sum()), channels * frames * vision.patch_size**2)
 
 
 def make_inputs(model: Any, config: Any, causal: bool) -> Inputs:
@@ -137,6 +154,8 @@ def make_inputs(model: Any, config: Any, causal: bool) -> Inputs:
             if name not in MAKERS:
                 raise LookupError(f"no example for the required argument {name!r}")
             given.setdefault(name, MAKERS[name](context))
+    if "grid_thw" in given:
+        given |= {n: patches(context) for n in ("hidden_states", "pixel_values") if n in given}
     if "input_ids" in given and "attention_mask" in parameters:
         given["attention_mask"] = mask(context)
     if "use_cache" in parameters:
@@ -169,6 +188,9 @@ def reduced(given: Inputs, error: Exception, model: Any, config: Any) -> list[In
             longer["attention_mask"] = torch.ones_like(tokens)
             longer["attention_mask"][1, :2] = 0
         out.append(longer)
+    for name in ("input_features", "input_values"):
+        if name in given and given[name].dim() == 3:
+            out.append({**given, name: given[name].transpose(1, 2).contiguous()})
     towers = ("pixel_values", "input_features", "input_values")
     if "input_ids" in given and any(n in given for n in towers):
         out.append({n: v for n, v in given.items() if n not in towers})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 
-from attnopt.coverage.graphs import Treated, treat
+from attnopt.coverage.graphs import Pair, Treated, treat
 from attnopt.coverage.variants import NotApplicable, variant
 from attnopt.demo.measure import Tensors, golden, tensors
 from attnopt.errors import AttnoptError
@@ -53,8 +53,7 @@ def _measured(model: Any, inputs: Any, options: Options, inductor: bool) -> Row:
     with torch.no_grad():
         ours = tensors(treated.run())
         exact, problem = _golden(model, inputs)
-        double = treated.run_double()
-    row["errors"] = errors(ours, eager, exact, None if double is None else tensors(double))
+    row["errors"] = {**errors(ours, eager, exact), **in_double(treated.graphs)}
     if problem:
         row["errors"]["golden"] = problem
     return row
@@ -91,8 +90,19 @@ def short(source: str) -> str:
     return source
 
 
-def errors(ours: Tensors, eager: Tensors, exact: Tensors | None, double: Tensors | None) -> Row:
-    """`units`: rms error of ours over that of eager (at least one rounding); `fp64`: relative rms difference in fp64."""
+def in_double(graphs: Sequence[Pair]) -> Row:
+    """`fp64`: largest relative rms change of a graph's outputs in fp64; `fp64_astray`: numbers that came or went."""
+    out: Row = {"fp64": 0.0, "fp64_astray": 0}
+    for pair in graphs:
+        before, after = (_flat(tensors(values)) for values in pair.in_double())
+        both = before.isfinite() & after.isfinite()
+        change = _rms((after - before)[both]) / max(_rms(before[both]), 1e-300)
+        out["fp64"], out["fp64_astray"] = max(out["fp64"], change), int((before.isfinite() != after.isfinite()).sum())
+    return out
+
+
+def errors(ours: Tensors, eager: Tensors, exact: Tensors | None) -> Row:
+    """`units`: rms error of ours over that of eager (at least one rounding), and `max_units`, the same of maxima."""
     if [t.shape for t in ours] != [t.shape for t in eager]:
         return {"units": None, "why": "the outputs differ in number or shape"}
     if exact is None or [t.shape for t in exact] != [t.shape for t in eager]:
@@ -108,11 +118,6 @@ def errors(ours: Tensors, eager: Tensors, exact: Tensors | None, double: Tensors
     out |= {"eager_rms": _rms(e - g), "ours_rms": _rms(k - g), "golden_rms": _rms(g)}
     out["units"] = out["ours_rms"] / max(out["eager_rms"], floor, 1e-300)
     out["max_units"] = _max(k - g) / max(_max(e - g), _EPS * _max(g), 1e-300)
-    if double is not None and [t.shape for t in double] == [t.shape for t in exact]:
-        d, g = _flat(double), _flat(exact)
-        both = d.isfinite() & g.isfinite()
-        out["fp64"] = _rms((d - g)[both]) / max(_rms(g[both]), 1e-300)
-        out["fp64_astray"] = int((d.isfinite() != g.isfinite()).sum())
     return {n: (None if isinstance(v, float) and not math.isfinite(v) else v) for n, v in out.items()}
 
 

@@ -5,8 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_RESNET = {
+    "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None,
+    "backbone_config": {
+        "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
+        "out_features": ["stage4"], "layer_type": "basic",
+    },
+}  # fmt: skip
+_SWIN = {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2}
+_SERIES = {"prediction_length": 6, "context_length": 12, "label_length": 6}
+
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
-    "swin": {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4},
-    "swinv2": {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4},
-    "donut-swin": {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "donut-swin": _SWIN,
+    "maskformer-swin": _SWIN,
+    "detr": _RESNET,
+    "conditional_detr": _RESNET,
+    "dab-detr": _RESNET,
+    "deformable_detr": _RESNET,
+    "table-transformer": _RESNET,
+    "autoformer": _SERIES,
+    "informer": _SERIES,
+    "time_series_transformer": _SERIES,
+    "dots1": _EXPERTS,
+    "deepseek_v2": _EXPERTS,
+    "deepseek_ocr2_text": _EXPERTS,
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2},
+    "esm": {"vocab_size": 33},
+    "glm4v_text": {"hidden_size": 256},
+    "glm4v_moe_text": {"head_dim": 128},
+    "glm_image_text": {"hidden_size": 256},
+    "ernie4_5_vl_moe_text": {"hidden_size": 512},
+    "align_vision_model": {"hidden_dim": 64},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "xlm": {"emb_dim": 64},
 }

@@ -32,7 +32,7 @@ class _Shrink:
         for field in dataclasses.fields(config):
             if field.name in _PLAIN or field.name.startswith("_"):
                 continue
-            value = getattr(config, field.name, None)
+            value = read(config, field.name)
             if _is_config(value):
                 settings[field.name] = self.config(value)
                 continue
@@ -86,8 +86,8 @@ class _Shrink:
         for name in ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num"):
             if name not in names or names[name].default is None:
                 continue
-            value = getattr(config, name)
-            heads = getattr(config, "num_attention_heads", value)
+            value = read(config, name)
+            heads = read(config, "num_attention_heads") or value
             if isinstance(value, int) and isinstance(heads, int):
                 out[name] = min(heads, 4) if value >= heads else min(value, 2)
         return out
@@ -95,14 +95,14 @@ class _Shrink:
     def layers(self, config: Any) -> dict[str, Any]:
         """The first layer of every kind where the configuration lists its layers' kinds."""
         names = {f.name for f in dataclasses.fields(config)}
-        depth_name = next((n for n in _DEPTHS if n in names and isinstance(getattr(config, n), int)), None)
+        depth_name = next((n for n in _DEPTHS if n in names and isinstance(read(config, n), int)), None)
         if depth_name is None:
             return {}
-        depth = getattr(config, depth_name)
+        depth = read(config, depth_name)
         lists = {
-            n: list(getattr(config, n))
+            n: list(read(config, n))
             for n in names
-            if isinstance(getattr(config, n, None), (list, tuple)) and len(getattr(config, n)) == depth > 2
+            if isinstance(read(config, n), (list, tuple)) and len(read(config, n)) == depth > 2
         }
         if not lists:
             return {}
@@ -112,6 +112,14 @@ class _Shrink:
         chosen = sorted(first.values())[:_MOST_KINDS]
         chosen = chosen if len(chosen) > 1 else [0, 1]
         return {depth_name: len(chosen), **{n: [kinds[i] for i in chosen] for n, kinds in lists.items()}}
+
+
+def read(config: Any, name: str) -> Any:
+    """An attribute, or None where there is none for the whole model (some differ from layer to layer)."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
 
 
 def _is_config(value: Any) -> bool:

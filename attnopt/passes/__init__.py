@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnopt.passes import bias_algebra, shared_heads
+from attnopt.passes import bias_algebra, gates, shared_heads
 from attnopt.passes.base import Rewrite
 
-PIPELINE: tuple[Rewrite, ...] = (bias_algebra.RULE, shared_heads.RULE)
+PIPELINE: tuple[Rewrite, ...] = (bias_algebra.RULE, shared_heads.RULE, gates.RULE)

@@ -30,6 +30,7 @@ class Lowering:
         self.prepared: dict[Any, fx.Node] = {}
         self.scalars: dict[sp.Symbol, fx.Node] = {}
         self.outputs: list[fx.Node] = []
+        self.replaced: dict[Any, fx.Node] = {}
         self.first = next(n for n in gm.graph.nodes if n.op != "placeholder")
 
     def finish(self) -> None:
@@ -63,6 +64,7 @@ class Lowering:
         call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}
         region.output.replace_all_uses_with(out)
+        self.replaced[region.output] = out
         self.outputs.append(out)
         return call
 
@@ -73,7 +75,7 @@ class Lowering:
         """The operand as [batch, heads, positions, width], by views wherever possible."""
         position = "q" if operand is region.query else "k"
         order = [*(region.batch or ("b",)), "h", position, "d"]
-        node, dims = self._select(operand.node, list(operand.dims))
+        node, dims = self._select(self.replaced.get(operand.node, operand.node), list(operand.dims))
         if ("b", "h") in dims:
             place = dims.index(("b", "h"))
             node = self._call(aten.unflatten.int, node, place, [-1, region.spec.heads.q])

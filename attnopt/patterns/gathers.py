@@ -13,7 +13,7 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.graph import op_name, value
-from attnopt.patterns.index import Sizes
+from attnopt.patterns.index import Sizes, nonnegative
 from attnopt.patterns.views import Index, shape, size
 
 
@@ -76,11 +76,46 @@ def _cat(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basi
     for part in parts:
         offsets.append(at)
         at = at + shape(part)[dim]
-    moved = [(*index[:dim], index[dim] - o, *index[dim + 1 :]) for o in offsets]
+    moved = [(*index[:dim], sp.expand(index[dim] - o), *index[dim + 1 :]) for o in offsets]
+    for part, where in zip(parts, moved, strict=True):
+        if _within(where[dim], shape(part)[dim], lifter.sizes):
+            return lifter.lift(part, where)
     found = lifter.lift(parts[-1], moved[-1])
     for part, where, end in list(zip(parts, moved, offsets[1:], strict=False))[::-1]:
         found = _either(sp.Lt(index[dim], end), lifter.lift(part, where), found)
     return found
+
+
+def _within(at: sp.Expr, extent: sp.Expr, sizes: Sizes) -> bool:
+    """Whether an index is inside a dimension for certain."""
+    bounds = sizes.bounds(at)
+    return bounds is not None and nonnegative(bounds[0]) and nonnegative(sp.expand(extent - 1 - bounds[1]))
+
+
+def _outside(at: sp.Expr, extent: sp.Expr, sizes: Sizes) -> bool:
+    """Whether an index is outside a dimension for certain."""
+    bounds = sizes.bounds(at)
+    return bounds is not None and (nonnegative(sp.expand(bounds[0] - extent)) or nonnegative(-1 - bounds[1]))
+
+
+def _pad(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    """A border of one number; one whose widths are known only at run time too."""
+    amounts, source = [size(x) for x in a["pad"]], shape(a["self"])
+    if a.get("mode", "constant") != "constant":
+        return None
+    at, inside = list(index), sp.true
+    for place in range(len(amounts) // 2):
+        dim = len(index) - 1 - place
+        at[dim] = sp.expand(index[dim] - amounts[2 * place])
+        if _outside(at[dim], source[dim], lifter.sizes):
+            inside = sp.false
+        elif not _within(at[dim], source[dim], lifter.sizes):
+            inside = sp.And(inside, sp.Ge(at[dim], 0), sp.Lt(at[dim], source[dim]))
+    fill = lifter.lift(a.get("value") or 0, ())
+    if inside == sp.false:
+        return ex.truth(fill) if value(node).dtype == torch.bool else fill
+    found = lifter.lift(a["self"], tuple(at))
+    return _either(inside, found, ex.truth(fill) if ex.is_boolean(found) else fill)
 
 
 def _scatter(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
@@ -112,6 +147,8 @@ GATHERS: dict[str, Any] = {
     "aten::tril": _triangle(True),
     "aten::triu": _triangle(False),
     "aten::cat": _cat,
+    "aten::pad": _pad,
+    "aten::constant_pad_nd": _pad,
     "aten::slice_scatter": _scatter,
     "aten::select_scatter": _scatter,
 }

@@ -56,6 +56,13 @@ def _remainder(x: Any, y: Any) -> sp.Expr:
     return Mod(x, y)
 
 
+def _log(x: sp.Expr) -> sp.Expr:
+    """The logarithm of a mask is a mask: 0 where it holds, -inf where it does not."""
+    if isinstance(x, Where) and x.args[1].is_nonnegative and x.args[2].is_nonnegative and x.args[1].is_number:
+        return Where(x.args[0], *[sp.S.NegativeInfinity if a == 0 else sp.log(a) for a in x.args[1:]])
+    return sp.log(x)
+
+
 def _power(x: Any, y: Any) -> sp.Expr:
     if y.is_Integer and 0 <= y <= 4:
         return num(x) ** y
@@ -126,7 +133,8 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::abs": lambda x: sp.Abs(num(x)),
     "aten::sign": lambda x: sp.sign(num(x)),
     "aten::exp": lambda x: sp.exp(num(x)),
-    "aten::log": lambda x: sp.log(num(x)),
+    "aten::log": lambda x: _log(num(x)),
+    "aten::logaddexp": lambda x, y: sp.log(sp.exp(num(x)) + sp.exp(num(y))),
     "aten::tanh": lambda x: sp.tanh(num(x)),
     "aten::sin": lambda x: sp.sin(num(x)),
     "aten::cos": lambda x: sp.cos(num(x)),

@@ -12,6 +12,7 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import op_name, value
+from attnopt.nested import AUTOCAST
 
 # Functions that jump: where a score is a rounding away from the edge, two exact orders of summation fall apart.
 _JUMPS = (ex.Trunc, ex.FloorDiv, ex.Mod, sp.sign, sp.floor, sp.ceiling)
@@ -19,23 +20,40 @@ _ROLES = {"value": "the value", "query": "the query", "key": "the key"}
 _AS = {"aten::expand_as", "aten::view_as", "aten::reshape_as", "aten::type_as"}
 
 
-def unsafe(operands: Mapping[str, Any], captured: Iterable[Any], made: fx.Node) -> Decline | None:
+def unsafe(operands: Mapping[str, Any], captured: Iterable[Any], made: fx.Node, output: fx.Node) -> Decline | None:
     """Why the site is to be left alone, or None.
 
     Args:
         operands: role to the node of query, key and value.
         captured: the nodes that the score, the mask and the gate load.
         made: the contraction that makes the scores.
+        output: what the attention gives.
     """
     for role, node in operands.items():
-        dtype = value(node).dtype
+        dtype, layout = value(node).dtype, value(node).layout
         if not dtype.is_floating_point:
             return Decline(f"{_ROLES[role]} is of {dtype}, and attention is fused for floating point numbers", node)
+        if layout is not torch.strided:
+            return Decline(f"{_ROLES[role]} is of layout {layout}, and attention is fused for dense tensors", node)
+    mixed = _mixed(made, output)
+    if mixed:
+        return Decline(mixed, made)
     for role, node in (*operands.items(), *((f"%{n}", n) for n in captured)):
         if isinstance(node, fx.Node) and depends(node, made):
             what = _ROLES.get(role, "what the score, the mask or the gate reads")
             return Decline(f"{what} is computed from the scores, so all of them would still have to be made", node)
     return None
+
+
+def _mixed(made: fx.Node, output: fx.Node) -> str:
+    """Whether `torch.autocast` gives the two ends of the attention different precisions; empty if not."""
+    device = value(output).device.type
+    dtypes = [node.meta.get(AUTOCAST, {}).get(device) for node in (made, output)]
+    if dtypes[0] != dtypes[1]:
+        return "a part of the attention runs under torch.autocast and a part does not"
+    if dtypes[0] is not None and value(output).dtype not in (dtypes[0], torch.float64):
+        return f"under torch.autocast the attention gives {value(output).dtype}, not {dtypes[0]}"
+    return ""
 
 
 def jumps(e: sp.Basic) -> bool:

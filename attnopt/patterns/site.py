@@ -48,15 +48,16 @@ class Frame:
 
 
 def frame(
-    output: fx.Node, query_dim: int, width_dim: int, n_k: sp.Expr, d_qk: sp.Expr, fold: int | None
+    output: fx.Node, query_dim: int | None, width_dim: int, n_k: sp.Expr, d_qk: sp.Expr, fold: int | None
 ) -> Frame | Decline:
-    """Name the output's dimensions. `fold`: heads folded into a single batch dimension."""
+    """Name the output's dimensions. `query_dim` None: one query, without a dimension. `fold`: heads in the batch."""
     extents = shape(output)
     others = [i for i in range(len(extents)) if i not in (query_dim, width_dim)]
-    sizes = {ex.q: extents[query_dim], width: extents[width_dim], ex.k: n_k, ex.d: d_qk}
+    sizes = {ex.q: sp.S.One if query_dim is None else extents[query_dim], width: extents[width_dim], ex.k: n_k, ex.d: d_qk}
     index: list[Any] = [None] * len(extents)
     dims: list[tuple[str, ...]] = [()] * len(extents)
-    index[query_dim], dims[query_dim] = ex.q, ("q",)
+    if query_dim is not None:
+        index[query_dim], dims[query_dim] = ex.q, ("q",)
     index[width_dim], dims[width_dim] = width, ("d",)
     batch: list[sp.Symbol] = []
     heads: sp.Expr = sp.S.One
@@ -145,7 +146,7 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
         return Decline("a tensor that the attention reads is changed in place before the attention ends", changed)
     places = {role: operand.node for role, operand in operands.items()}
     loaded = (o.node.table if isinstance(o.node, Line) else o.node for o in captures.values())
-    harm = unsafe(places, loaded, parts.product or parts.anchor)
+    harm = unsafe(places, loaded, parts.product or parts.anchor, parts.output)
     region = harm or _region(parts, frame, spec, operands, captures, extents.scalars)
     if isinstance(region, Region) and not own_heads(maps["query"], frame.heads):
         return region.replace(query_heads=maps["query"].table)

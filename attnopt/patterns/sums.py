@@ -17,13 +17,13 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import Side, contract, extent
 from attnopt.patterns.lift import CONTRACTIONS, Lifter
-from attnopt.patterns.masks import split
 from attnopt.patterns.operands import Place
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.pointwise import PRODUCTS, product, sides
 from attnopt.patterns.site import Frame, Parts, build, frame, width
 from attnopt.patterns.softmax import SOFTMAX, folded_heads
 from attnopt.patterns.views import CASTS, VIEWS, same, shape
+from attnopt.patterns.weights import guarded, unresolved
 from attnopt.region import Region
 
 _THROUGH = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::stack", "aten::cat"}
@@ -41,7 +41,7 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     fold = folded_heads(output) if value(output).dim() == 3 else None
     for heads in (fold, None) if fold is not None else (None,):
         region = _read(node, output, order, constants, heads)
-        if isinstance(region, Region):
+        if region is not None:
             return region
     return None
 
@@ -64,7 +64,7 @@ def _applied(node: fx.Node) -> tuple[fx.Node, int] | None:
 
 def _read(
     node: fx.Node, output: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold: int | None
-) -> Region | None:
+) -> Region | Decline | None:
     dims = sides(output, order)
     if dims is None:
         return None
@@ -83,11 +83,11 @@ def _read(
             return None
         heart, factor = hearts[len(terms)]
         count = len(hearts)
-        if min(lifter.nodes[h.args[0].name] for h, _ in hearts) is not node or (count == 1 and not _weighs(factor)):
+        if min(lifter.nodes[h.args[0].name] for h, _ in hearts) is not node or (count == 1 and not _signed(factor, lifter)):
             return None
         term = _term(heart, factor, output, framed, lifter, values)
         if not isinstance(term, Region):
-            return None
+            return term
         terms.append(term)
         claims.add(term.anchor)
     return terms[0].replace(merge=tuple(terms[1:]), claims=frozenset(claims - {node}))
@@ -101,11 +101,16 @@ def _hearts(weights: sp.Basic, lifter: Lifter) -> list[tuple[ex.Load, sp.Expr]] 
     )
     found = sp.expand(found)
     hearts = [x for x in found.atoms(ex.Load) if lifter.nodes[x.args[0].name] in lifter.stops]
-    hearts.sort(key=lambda x: (lifter.nodes[x.args[0].name], str(x.args[1:])))
+    hearts.sort(key=lambda x: (lifter.nodes[x.args[0].name], len(str(x)), str(x)))
     parts = [(x, found.coeff(x)) for x in hearts]
     if not parts or any(c.has(*hearts) for _, c in parts):
         return None
     return parts if sp.expand(found - sum(x * c for x, c in parts)) == 0 else None
+
+
+def _signed(factor: sp.Expr, lifter: Lifter) -> bool:
+    """Whether a factor is made of a product of queries and keys, as the sign of a score is."""
+    return any(op_name(lifter.nodes[x.args[0].name]) in CONTRACTIONS for x in factor.atoms(ex.Load))
 
 
 def _weighs(factor: sp.Expr) -> bool:
@@ -130,9 +135,11 @@ def _term(
     framed.sizes.sizes[ex.d] = extent(made)
     parts = [(f, _weighs(f)) for f in sp.Mul.make_args(sp.factor_terms(factor))]
     weight = sp.Mul(*[f for f, weighs in parts if weighs]).xreplace({load: ex.s})
-    if any(op_name(lifter.nodes[x.args[0].name]) in CONTRACTIONS for x in weight.atoms(ex.Load)):
+    if _signed(weight, lifter):
         return None
-    masked = split(logit.xreplace({load: ex.s}), lifter.finite)
+    masked = guarded(logit.xreplace({load: ex.s}), lifter)
+    if unresolved((masked.score, masked.keep, weight)):
+        return Decline("scores that are no number are replaced by others, and a softmax keeps them", node)
     places = Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width)
     gate = sp.Mul(*[f for f, weighs in parts if not weighs])
     return build(Parts("sum", node, output, masked, *places, gate, product=made, weight=weight), framed, lifter)

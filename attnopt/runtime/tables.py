@@ -1,4 +1,4 @@
-"""The run-time tables of a mask (`attnopt.analysis.tables`), computed by torch in linear time on the captures' device."""
+"""The run-time tables of a mask (`attnopt.analysis.tables`), in linear time on the captures' device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Filled:
     Attributes:
         ends: for each table its least and greatest values, `[B or 1, H or 1, blocks]` (one block where the table has no
             axis), float64. A NaN, or an integer beyond `LARGEST`, makes them infinite.
-        first: first kept key, int64 `[B or 1, H or 1]`; `n_k` where the rows keep none. None without a condition on rows.
-        last: last kept key, -1 where the rows keep none.
+        first: first kept key, int64 `[B or 1, H or 1]`, `n_k` where none is; None without a condition on keys alone.
+        last: last kept key, -1 where none is.
     """
 
     ends: Mapping[Table, tuple[Tensor, Tensor]]
@@ -84,5 +84,3 @@ def _guarded(values: Tensor) -> tuple[Tensor, Tensor]:
     bad = values.isnan() if values.is_floating_point() else (values > LARGEST) | (values < -LARGEST)
     wide = values.to(torch.float64)
     return wide.masked_fill(bad, -torch.inf), wide.masked_fill(bad, torch.inf)
-
-

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnopt import expr as ex
-from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, BlockMap, block_map, tile_class, tile_ends
+from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, block_map
 from attnopt.analysis.grid import Array, Grid
-from attnopt.expr import FloorDiv, Mod, h, k, n_b, n_h, n_k, n_q, q
-from tests.analysis.keeps import KEEPS, START, STATIC_KEEPS, data, grids
+from attnopt.expr import FloorDiv, Mod, k, n_k, n_q, q
+from tests.analysis.keeps import KEEPS, START, STATIC_KEEPS, grids
 
 
 def truth(dense: Array, block: tuple[int, int]) -> Array:

@@ -70,3 +70,29 @@ def test_certainty() -> None:
     assert not same(n, sp.Integer(3))
     assert nonnegative(n - 1)
     assert not nonnegative(n - 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(0, 8))
+def test_digits_are_put_together_again(a: int, c: int, inner: int, outer: int, offset: int) -> None:
+    """A shift between two reshapes, as in the relative shift of Transformer-XL."""
+    i, j = PLACES[:2]
+    sizes = Sizes({i: sp.Integer(a), j: sp.Integer(c)})
+    rows = -(-(a * c + offset) // inner) + 1
+    first = [sizes.div(i * c + j, sp.Integer(inner)) + offset, sizes.mod(i * c + j, sp.Integer(inner))]
+    count = (rows + offset) * inner
+    new = [-(-count // outer), outer]
+    found = sizes._regroup(first, [sp.Integer(rows + offset), sp.Integer(inner)], list(map(sp.Integer, new)))
+    for p, r in itertools.product(range(a), range(c)):
+        flat = p * c + r + offset * inner
+        at = {i: p, j: r}
+        expected = (0 if new[0] == 1 else flat // outer, 0 if new[1] == 1 else flat % outer if new[0] > 1 else flat)
+        assert tuple(int(x.subs(at)) for x in found) == expected
+
+
+def test_relative_shift_is_a_distance() -> None:
+    i, j = PLACES[:2]
+    sizes = Sizes({i: sp.Integer(16), j: sp.Integer(16)})
+    shape, wide = [sp.Integer(31), sp.Integer(16)], [sp.Integer(16), sp.Integer(32)]
+    first = sizes._regroup((i, j), [sp.Integer(16), sp.Integer(31)], shape)
+    assert sizes._regroup((first[0] + 1, first[1]), [sp.Integer(32), sp.Integer(16)], wide) == [i, j - i + 16]

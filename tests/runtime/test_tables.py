@@ -54,7 +54,8 @@ def _grid(n: int, **captures: np.ndarray) -> Grid:
 def test_padding_row() -> None:
     row = np.array([[1] * 16, [0] * 5 + [1] * 6 + [0] * 5])
     filled, found = _filled(sp.And(_MASK, k <= q), _grid(16, row=row), (8, 4))
-    assert filled.first is not None and filled.last is not None
+    assert filled.first is not None
+    assert filled.last is not None
     assert (filled.first[:, 0].tolist(), filled.last[:, 0].tolist()) == ([0, 5], [15, 10])
     assert found[1, 0].tolist() == [[EMPTY, PARTIAL, EMPTY, EMPTY], [EMPTY, PARTIAL, PARTIAL, EMPTY]]
     assert found[0, 0].tolist() == [[PARTIAL, PARTIAL, EMPTY, EMPTY], [FULL, FULL, PARTIAL, PARTIAL]]
@@ -62,7 +63,8 @@ def test_padding_row() -> None:
 
 def test_a_row_that_keeps_nothing_has_an_empty_range() -> None:
     filled, found = _filled(_MASK, _grid(8, row=np.zeros((2, 8), int)), (4, 4))
-    assert filled.first is not None and filled.last is not None
+    assert filled.first is not None
+    assert filled.last is not None
     assert (filled.first.unique().tolist(), filled.last.unique().tolist()) == ([8], [-1])
     assert (found == EMPTY).all()
 

@@ -1,0 +1,94 @@
+"""Row constants: what is subtracted from every logit of a row, such as its maximum, changes no softmax."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import sympy as sp
+from torch import fx
+
+from attnopt import expr as ex
+from attnopt.graph import arguments, op_name
+from attnopt.patterns.lift import Lifter
+from attnopt.patterns.masks import split
+from attnopt.patterns.views import CASTS, same, shape
+
+_SAME = {*CASTS, "aten::detach", "aten::alias", "aten::clone", "aten::contiguous"}
+
+
+def unshifted(logits: list[sp.Expr], lifter: Lifter) -> list[sp.Expr]:
+    """The logits of one row (the first is that of key `k`) without the row's maximum, if that is subtracted from all.
+
+    Where the maximum is infinite the source's row is NaN, and so is the softmax of the row itself.
+    """
+    shift = shift_of(logits[0], lifter)
+    if shift == 0:
+        return logits
+    moved = [remove(x, shift) for x in logits]
+    if any(x is None for x in moved) or not matches(shift, moved[0], lifter):  # type: ignore[arg-type]
+        return logits
+    return moved  # type: ignore[return-value]
+
+
+def shift_of(logit: sp.Expr, lifter: Lifter) -> sp.Expr:
+    """The terms of the first sum in the logit that hold a row's maximum and no key."""
+    for node in sp.preorder_traversal(logit):
+        if isinstance(node, sp.Add):
+            terms = [t for t in node.args if not t.has(ex.k) and _maxima(t, lifter)]
+            if terms:
+                return sp.Add(*terms)
+        elif isinstance(node, (ex.Load, sp.exp)) and node is not logit:
+            continue
+    return sp.S.Zero
+
+
+def remove(logit: sp.Expr, shift: sp.Expr) -> sp.Expr | None:
+    """`logit - shift` where the shift is a term of every branch; None where it is not."""
+    if logit == ex.NEG_INF:
+        return logit
+    if isinstance(logit, ex.Where):
+        branches = [remove(x, shift) for x in logit.args[1:]]
+        return None if None in branches else ex.Where(logit.args[0], *branches)
+    moved = logit - shift
+    return None if any(a in moved.atoms(ex.Load) for a in shift.atoms(ex.Load)) and moved != 0 else moved
+
+
+def matches(shift: sp.Expr, logit: sp.Expr, lifter: Lifter) -> bool:
+    """Whether every maximum in the shift is that of this row's logits, with or without their mask."""
+    return all(_is_of_row(load, logit, lifter) for load in _maxima(shift, lifter))
+
+
+def _maxima(expr: sp.Expr, lifter: Lifter) -> list[ex.Load]:
+    return [load for load in expr.atoms(ex.Load) if _maximum(lifter.nodes.get(load.args[0].name)) is not None]
+
+
+def _maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
+    """For a maximum over one dimension: its source, the dimension, and whether the dimension stays."""
+    while op_name(node) in _SAME:
+        node = node.args[0]
+    if isinstance(node, fx.Node) and node.target is operator.getitem and node.args[1] == 0:
+        node = node.args[0] if op_name(node.args[0]) == "aten::max.dim" else None
+    if op_name(node) not in ("aten::amax", "aten::max.dim"):
+        return None
+    a = arguments(node)
+    dims = [a["dim"]] if isinstance(a["dim"], int) else list(a["dim"])
+    source = a["self"]
+    return (source, dims[0] % len(shape(source)), bool(a["keepdim"])) if len(dims) == 1 else None
+
+
+def _is_of_row(load: ex.Load, logit: sp.Expr, lifter: Lifter) -> bool:
+    found = _maximum(lifter.nodes[load.args[0].name])
+    assert found is not None
+    source, dim, stays = found
+    index = list(load.args[1:])
+    at = (*index[:dim], ex.k, *index[dim + stays :])
+    row = ex.canon(ex.as_number(lifter.lift(source, at)))
+    whole = shape(source)[dim]
+    if not same(whole, lifter.sizes.sizes[ex.k]) and not sp.expand(whole - lifter.sizes.sizes[ex.k]).is_Integer:
+        return False
+    logit = ex.canon(logit)
+    if row == logit:
+        return True
+    # The maximum of the scores without their mask is as finite as they are.
+    return bool(split(logit).score == split(row).score)
