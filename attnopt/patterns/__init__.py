@@ -70,6 +70,7 @@ def _once(found: list[tuple[fx.Node, str, Region | Decline]]) -> list[tuple[fx.N
     """Without anchors that another region explains, and without a second region for the same output."""
     regions = [result for _, _, result in found if isinstance(result, Region)]
     claimed = {anchor for region in regions for anchor in (*region.claims, region.output)}
+    explained = {anchor for region in regions for anchor in region.claims if anchor is not region.anchor}
     first: dict[fx.Node, fx.Node] = {}
     for node, _, result in found:
         if isinstance(result, Region):
@@ -77,7 +78,8 @@ def _once(found: list[tuple[fx.Node, str, Region | Decline]]) -> list[tuple[fx.N
     return [
         (node, name, result)
         for node, name, result in found
-        if not (node in claimed if isinstance(result, Decline) else first[result.output] is not node)
+        if node not in explained
+        and not (node in claimed if isinstance(result, Decline) else first[result.output] is not node)
     ]
 
 

@@ -6,7 +6,7 @@ of exponentials that they load is taken apart into a logit, a sink and a factor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sympy as sp
@@ -48,12 +48,11 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
         return None
     marks = tuple(sp.Symbol(f"o{i}", integer=True, nonnegative=True) for i in range(value(contraction).dim()))
     for operand, _ in operands(contraction, marks, ex.k):
-        if _reductions(operand if contraction is node else node) is False or (
-            contraction is not node and not _exponential(operand)
-        ):
+        stops = _stops(operand if contraction is node else node, contraction)
+        if not any(op_name(n) in REDUCTIONS for n in stops) or (contraction is not node and not _exponential(operand)):
             continue
         for fold in (folded_heads(contraction), None) if value(contraction).dim() == 3 else (None,):
-            found = _read(node, contraction, operand, constants, fold)
+            found = _read(node, contraction, operand, stops, constants, fold)
             if isinstance(found, Region) or (isinstance(found, Decline) and fold is None):
                 return found
     return None
@@ -70,32 +69,32 @@ def _divided(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _reductions(node: fx.Node) -> bool:
-    return _behind(node, REDUCTIONS)
+def _stops(node: fx.Node, contraction: fx.Node) -> set[fx.Node]:
+    """The contraction, and the sums and maxima over rows that stand behind the node."""
+    found = {n for n in _behind(node) if op_name(n) in REDUCTIONS or shifts.maximum(n) is not None}
+    return found if contraction is node else {*found, contraction}
 
 
 def _exponential(node: fx.Node) -> bool:
-    return _behind(node, {"aten::exp"})
+    return any(op_name(n) == "aten::exp" for n in _behind(node))
 
 
-def _behind(node: fx.Node, targets: set[str]) -> bool:
-    """Whether one of the operators stands behind the node, through pointwise operators and views."""
-    queue, seen = [node], {node}
+def _behind(node: fx.Node) -> list[fx.Node]:
+    """What stands behind the node, through pointwise operators and views, up to products, sums and maxima."""
+    queue, seen = [node], [node]
     while queue and len(seen) < _STEPS:
         current = queue.pop(0)
-        if op_name(current) in targets:
-            return True
-        if op_name(current) in _BETWEEN or is_applying(current):
+        if op_name(current) in _BETWEEN or is_applying(current) and current is node:
             fresh = [n for n in current.all_input_nodes if n not in seen and isinstance(value(n), torch.Tensor)]
-            seen.update(fresh)
-            queue += fresh if not is_applying(current) or current is node else []
-    return False
+            seen += fresh
+            queue += fresh
+    return seen
 
 
 def _read(
-    node: fx.Node, contraction: fx.Node, operand: fx.Node, constants: Mapping[str, torch.Tensor], fold: int | None
-) -> Region | Decline | None:
-    stops = () if contraction is node else (contraction,)
+    node: fx.Node, contraction: fx.Node, operand: fx.Node, stops: Iterable[fx.Node],
+    constants: Mapping[str, torch.Tensor], fold: int | None,
+) -> Region | Decline | None:  # fmt: skip
     site = apply(contraction, lambda n: n is operand, constants, fold, stops)
     if isinstance(site, Decline):
         return None
@@ -176,7 +175,9 @@ def _apart(whole: sp.Expr, summand: sp.Expr, known: Mapping[ex.Load, sp.Expr]) -
     share, rest = divisor.base.coeff(_Z), sp.expand(divisor.base).xreplace({_Z: sp.S.Zero})
     if divisor.exp != -1 or not share.is_positive or sp.expand(divisor.base - share * _Z - rest) != 0:
         return None
-    factor = whole.xreplace({divisor: weights.P / (share * summand)})
+    marks = {f: sp.Dummy(positive=True) for f in sp.Mul.make_args(summand) if not f.is_number}
+    marked = whole.xreplace({divisor: weights.P / share / sp.Mul(*sp.Mul.make_args(summand)).xreplace(marks)} | marks)
+    factor = marked.xreplace({mark: f for f, mark in marks.items()})
     logit = log(summand, known)
     hidden = rest != 0 and bool(summand.atoms(ex.Load) & set(known))
     if logit is None or factor.has(_Z) or hidden or any(_may_vanish(p) for p in factor.atoms(sp.Pow)):

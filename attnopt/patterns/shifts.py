@@ -60,10 +60,10 @@ def matches(shift: sp.Expr, logit: sp.Expr, lifter: Lifter) -> bool:
 
 
 def _maxima(expr: sp.Expr, lifter: Lifter) -> list[ex.Load]:
-    return [load for load in expr.atoms(ex.Load) if _maximum(lifter.nodes.get(load.args[0].name)) is not None]
+    return [load for load in expr.atoms(ex.Load) if maximum(lifter.nodes.get(load.args[0].name)) is not None]
 
 
-def _maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
+def maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
     """For a maximum over one dimension: its source, the dimension, and whether the dimension stays."""
     while op_name(node) in _SAME:
         node = node.args[0]
@@ -78,7 +78,7 @@ def _maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
 
 
 def _is_of_row(load: ex.Load, logit: sp.Expr, lifter: Lifter) -> bool:
-    found = _maximum(lifter.nodes[load.args[0].name])
+    found = maximum(lifter.nodes[load.args[0].name])
     assert found is not None
     source, dim, stays = found
     index = list(load.args[1:])
