@@ -196,7 +196,11 @@ def _build(
     if settings.rest == "inductor":
         compiled.run = torch.compile(captured.gm, backend="inductor")
     sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites]
-    return compiled, _finish(fast, sites, figures, settings, tuple(f.note for f in found if f.note))
+    notes = tuple(f.note for f in found if f.note)
+    if captured.functions:
+        names = ", ".join(captured.functions)
+        notes += (f"{names} has a gradient of its own: calls that need gradients run the original model.",)
+    return compiled, _finish(fast, sites, figures, settings, notes)
 
 
 def _strayed(figures: Mapping[str, float]) -> bool:

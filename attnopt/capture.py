@@ -5,11 +5,12 @@ The only user of `torch.export` and of Dynamo's graphs. Knows nothing of attenti
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Leaf:
 class Captured:
     """A model as a graph. Placeholders: the states by name, then the flattened inputs.
 
-    `states` are qualified names of parameters and buffers; `constants` are tensors that the trace made.
+    `states` are qualified names of parameters and buffers; `constants` are tensors that the trace made. `functions`
+    names the `torch.autograd.Function`s whose forward, and not their own gradient, is in the graph.
     """
 
     gm: fx.GraphModule
@@ -49,6 +51,7 @@ class Captured:
     in_spec: Any
     out_spec: Any
     training: bool
+    functions: tuple[str, ...] = ()
 
     @property
     def scalars(self) -> dict[str, torch.Tensor]:
@@ -96,14 +99,38 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             apart, named = _apart(args, kwargs)
-            program = torch.export.export(model, apart, named, dynamic_shapes=dynamic_shapes, strict=False)
+            with _own_gradients() as functions:
+                program = torch.export.export(model, apart, named, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         first = str(error).strip().splitlines()
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: "
             f"{first[0] if first else ''}"
         ) from error
-    return _from_program(program, model.training)
+    if functions and model.training:
+        raise CaptureError(
+            f"{type(model).__name__} calls {', '.join(sorted(functions))}, a torch.autograd.Function, and torch.export "
+            "would replace its gradient by that of its forward."
+        )
+    return replace(_from_program(program, model.training), functions=tuple(sorted(functions)))
+
+
+@contextlib.contextmanager
+def _own_gradients() -> Iterator[set[str]]:
+    """The names of the `torch.autograd.Function`s, other than torch's own, that are called meanwhile."""
+    functions: set[str] = set()
+    original = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            functions.add(cls.__name__)
+        return original.__func__(cls, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield functions
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -147,7 +174,7 @@ def _from_program(program: torch.export.ExportedProgram, training: bool) -> Capt
             paths, inputs, [s for s in signature.input_specs if s.kind is kinds.USER_INPUT], strict=True
         )
     )
-    ranges = {str(s): (int(r.lower), int(min(r.upper, 2**62))) for s, r in program.range_constraints.items()}
+    ranges = {str(s): (int(max(r.lower, -(2**62))), int(min(r.upper, 2**62))) for s, r in program.range_constraints.items()}
     return Captured(normalize(gm), tuple(states), constants, leaves, ranges, in_spec, out_spec, training)
 
 

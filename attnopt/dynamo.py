@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from attnopt import dump, pipeline
 from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import normalize
-from attnopt.nested import Replay
+from attnopt.nested import Replay, forget_default_recompute
 from attnopt.options import Options
 from attnopt.report import Report
 from attnopt.runtime import dispatch
@@ -94,6 +94,7 @@ def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule
             traced = make_fx(run, pre_dispatch=True)(*example_inputs)
     except Exception as error:
         raise CaptureError(f"Dynamo's graph could not be traced to aten: {type(error).__name__}: {error}") from error
+    forget_default_recompute(traced)
     return normalize(traced)
 
 
@@ -114,11 +115,16 @@ class DynamoModule:
     """What runs an `OptimizedModule` whose model cannot be exported: the model under `torch.compile`."""
 
     def __init__(self, source: nn.Module, rest: str, options: Options, dynamic: bool | None) -> None:
+        self.stale = False  # Dynamo's guards see for themselves what changed
         self.backend = _Collecting(rest, options)
         self.function = torch.compile(source, backend=self.backend, dynamic=dynamic)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.function(*args, **kwargs)
+
+    def loses_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Never: Dynamo keeps functions that have a gradient of their own."""
+        return False
 
 
 def compile_with_dynamo(
@@ -149,12 +155,13 @@ def explain_with_dynamo(
     """The sites of every graph that Dynamo makes; nothing is rewritten."""
     found: list[Any] = []
     others: list[Any] = []
+    missed: list[str] = []
 
     def look(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         try:
             traced = retrace(gm, example_inputs)
         except CaptureError as error:
-            log.info("one graph was left as it is: %s", error)
+            missed.append(f"one graph was left as it is: {error}")
             return gm.forward
         sites = pipeline.find(traced.graph, {}, options)
         others.extend(pipeline.others(traced.graph, sites))
@@ -166,5 +173,5 @@ def explain_with_dynamo(
             torch.compile(source, backend=look)(*args, **kwargs)
     except Exception as error:
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
-    notes = (f"captured by Dynamo, because {why}", *(f.note for f in found if f.note))
+    notes = (f"captured by Dynamo, because {why}", *missed, *(f.note for f in found if f.note))
     return Report(tuple(f.site() for f in found), type(source).__name__, notes, others=tuple(others))

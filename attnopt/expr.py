@@ -25,6 +25,7 @@ from attnopt.functions import (
     Maximum,
     Minimum,
     Mod,
+    Snap,
     Trunc,
     Where,
     a,
@@ -74,6 +75,8 @@ def _canon(expr: sp.Basic) -> sp.Basic:
     if isinstance(expr, sp.Not):
         return _negate(_canon(expr.args[0]))
     args = [_canon(a) for a in expr.args]
+    if isinstance(expr, (sp.And, sp.Or)):
+        return _absorb(expr.func(*args))
     if isinstance(expr, Where):
         return _where(*args)
     if isinstance(expr, sp.Mul):
@@ -81,6 +84,15 @@ def _canon(expr: sp.Basic) -> sp.Basic:
     if isinstance(expr, sp.Add):
         return _spread(args, sp.Add)
     return expr.func(*args)
+
+
+def _absorb(expr: Boolean) -> Boolean:
+    """`x or (x and y)` is `x`, and so is `x and (x or y)`."""
+    inner = {sp.And: sp.Or, sp.Or: sp.And}.get(expr.func)
+    if inner is None:
+        return expr
+    kept = [a for a in expr.args if not (isinstance(a, inner) and set(a.args) & set(expr.args))]
+    return expr.func(*kept)
 
 
 def _where(c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr:
@@ -173,7 +185,7 @@ def _negate(c: Boolean) -> Boolean:
 
 _NODES: dict[str, Any] = {
     "add": sp.Add, "mul": sp.Mul, "pow": sp.Pow, "load": Load, "intload": IntLoad, "floordiv": FloorDiv,
-    "mod": Mod, "max": Maximum, "min": Minimum, "where": Where, "trunc": Trunc, "abs": sp.Abs, "exp": sp.exp,
+    "mod": Mod, "max": Maximum, "min": Minimum, "where": Where, "trunc": Trunc, "snap": Snap, "abs": sp.Abs, "exp": sp.exp,
     "log": sp.log, "tanh": sp.tanh, "sin": sp.sin, "cos": sp.cos, "sign": sp.sign, "erf": sp.erf,
     "floor": sp.floor, "and": sp.And, "or": sp.Or, "not": sp.Not, "ge": sp.Ge, "gt": sp.Gt, "eq": sp.Eq,
     "ne": sp.Ne, "le": sp.Le, "lt": sp.Lt,

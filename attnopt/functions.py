@@ -109,6 +109,22 @@ class Trunc(sp.Function):
         return x if x.is_integer else None
 
 
+class Snap(sp.Function):
+    """`Snap(x, unit)`: the multiple of a power of two that is nearest to x, as adding a large number leaves it.
+
+    Its gradient is that of x, as autograd has it for the addition.
+    """
+
+    is_extended_real = True
+
+    @classmethod
+    def eval(cls, x: sp.Expr, unit: sp.Expr) -> sp.Expr | None:
+        return unit * round(x / unit) if x.is_Rational and unit.is_Rational else None
+
+    def _eval_derivative(self, symbol: sp.Symbol) -> sp.Expr:
+        return sp.diff(self.args[0], symbol)
+
+
 class Where(sp.Function):
     """`Where(condition, x, y)`: x where the condition holds, else y."""
 

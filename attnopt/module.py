@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -32,6 +33,13 @@ class Compiled:
     def stale(self) -> bool:
         """Whether a buffer whose values the rewriting relied on has been changed or replaced."""
         return any(held[name] is not seen or _version(seen) != version for held, name, seen, version in self.relied)
+
+    def loses_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this call needs gradients and the graph has not the model's own."""
+        if not self.captured.functions or not torch.is_grad_enabled():
+            return False
+        given = (*pytree.tree_leaves((args, kwargs)), *(held[name] for held, name in self.slots))
+        return any(isinstance(x, torch.Tensor) and x.requires_grad for x in given)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = self.captured.flatten(args, kwargs)
@@ -86,6 +94,9 @@ class OptimizedModule(nn.Module):
         compiled = self._compiled.get(self.training)
         if compiled is None or compiled.stale:
             compiled = self.compile_for(args, kwargs)
+        if compiled.loses_gradient(args, kwargs) and full_size(self) is self._source:
+            self._source.training = self.training
+            return self._source(*args, **kwargs)
         return compiled(args, kwargs)
 
     def compile_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +13,8 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx.experimental import proxy_tensor
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 AUTOCAST = "attnopt_autocast"
 
@@ -89,6 +94,13 @@ def name_apart(body: Body) -> None:
         node._rename(f"{body.name}_{node.name}")
 
 
+def forget_default_recompute(gm: fx.GraphModule) -> None:
+    """Take the tracer's default off the checkpointed bodies again: there it looks like one that the user gave."""
+    for body in everywhere(gm):
+        if body.gm.meta.get("_checkpoint_context_fn") is _RECOMPUTE:
+            del body.gm.meta["_checkpoint_context_fn"]
+
+
 def mark_autocast(gm: fx.GraphModule, around: Mapping[str, torch.dtype] | None = None) -> None:
     """Note on every node under `torch.autocast`, in `meta`, the dtype by type of device."""
     stack: list[Mapping[str, torch.dtype]] = [around or {}]
@@ -134,4 +146,45 @@ class Replay(fx.Interpreter):
             return self.open[-1]
         if target is _exit_autocast:
             return self.open.pop().__exit__(None, None, None)
+        if target is torch.ops.higher_order.autograd_function_apply:
+            return _kept(target, args, kwargs)
+        if target is torch.ops.higher_order.tag_activation_checkpoint:
+            # The tracer asks for it, whether or not the user gave one; this is what the operator itself defaults to.
+            args[0].meta.setdefault("_checkpoint_context_fn", _RECOMPUTE)
+            with _quiet("torch._higher_order_ops.wrap"):
+                return super().call_function(target, args, kwargs)
         return super().call_function(target, args, kwargs)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the warnings of one logger."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+_RECOMPUTE = functools.partial(create_selective_checkpoint_contexts, lambda *_, **__: CheckpointPolicy.PREFER_RECOMPUTE)
+
+
+def _kept(target: Any, args: Any, kwargs: Any) -> Any:
+    """A call traced as one node with its bodies as they are: traced through, a function would lose its own gradient."""
+    mode = proxy_tensor.get_proxy_mode()
+    if mode is None:
+        return target(*args, **kwargs)
+    tracer: Any = mode.tracer
+    with proxy_tensor.disable_proxy_modes_tracing():
+        example = target(*args, **kwargs)
+
+    def proxied(x: Any) -> Any:
+        if isinstance(x, fx.GraphModule):
+            name = tracer.get_fresh_qualname("function_body")
+            tracer.root.register_module(name, x)
+        return tracer.unwrap_proxy(x)
+
+    call = tracer.create_proxy("call_function", target, tuple(map(proxied, args)), kwargs)
+    return proxy_tensor.track_tensor_tree(example, call, constant=None, tracer=tracer)

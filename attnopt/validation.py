@@ -149,6 +149,8 @@ class _Checker(fx.Interpreter):
             return
         try:
             kernel = _evaluate(call, dict(seeds), self.module, double=False)
+        except Warning:
+            raise
         except Exception as error:  # a kernel that cannot run here is a site that stays as it is
             reason = f"what replaced it raised {type(error).__name__}: {error}"
             self.verdicts[region.anchor.name] = Verdict(False, torch.inf, torch.inf, 0.0, 0.0, reason)

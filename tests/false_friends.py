@@ -165,7 +165,7 @@ LOOKALIKES = (
     Friend("selective_kernel", _selective_kernel, (QKV[0], W1, W2)),
     Friend("expected_embedding", _expected_embedding, (X, W1, W2), (NO_CONTRACTION,)),
     Friend("mixtral_router", _mixtral_router, (X, W1, W2)),
-    Friend("dense_experts", _dense_experts, (X, W1, tensor(N, N, N, seed=3)), ("no single query dimension",)),
+    Friend("dense_experts", _dense_experts, (X, W1, tensor(N, N, N, seed=3)), (NO_CONTRACTION,)),
     Friend("routed_matmul", _routed_matmul, (X, W1, W2)),
     Friend("soft_argmax", _soft_argmax, (QKV[0], tensor(N, 1))),
     Friend("disparity_regression", _disparity, (QKV[0],)),
@@ -198,6 +198,13 @@ def _slots(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights / weights.sum(-2, keepdim=True)).mT @ v
 
 
+def _dual_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """LoFTR's matching: over the keys times over the queries."""
+    scores = q @ k.mT
+    return (scores.softmax(-1) * scores.softmax(-2)) @ v
+
+
+OWN = "is computed from the scores"
 OVER = "softmax does not run over the keys"
 CHANGED = "weights are changed between the softmax and the values"
 NO_TENSOR = "is not a tensor by batch, head, position and feature"
@@ -209,8 +216,8 @@ AXES = (
     Friend("over_features", lambda q, k, v: (q.softmax(-1) @ k.mT) @ v, QKV, (NO_CONTRACTION,)),
     Friend("over_all_pairs", lambda q, k, v: (q @ k.mT).flatten(-2).softmax(-1).unflatten(-1, (N, N)) @ v, QKV, (OVER,)),
     Friend("over_folded_batch", lambda q, k, v: (q @ k.mT).flatten(0, 1).softmax(0).unflatten(0, (N, N)) @ v, QKV, (OVER,)),
-    Friend("slot_attention", _slots, QKV, (CHANGED,)),
-    Friend("dual_softmax", lambda q, k, v: ((q @ k.mT).softmax(-1) * (q @ k.mT).softmax(-2)) @ v, QKV, (CHANGED,)),
+    Friend("slot_attention", _slots, QKV, (OVER,)),
+    Friend("dual_softmax", _dual_softmax, QKV, (OWN, OVER)),
     Friend("half_of_the_keys", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] @ v[..., :2, :], QKV, ("runs over more than the keys",)),
     Friend("all_but_the_first_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :], QKV, (OVER,)),
     Friend("every_other_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ::2] @ v[..., ::2, :], QKV, (OVER,)),

@@ -20,7 +20,7 @@ def _run(x: torch.Tensor) -> torch.Tensor:
 
 def test_figures_of_a_right_kernel_and_inputs_untouched() -> None:
     graph = captured(lambda x: (x @ x.mT).softmax(-1) @ x, X)
-    original = torch.fx.GraphModule(graph.gm, api._copy(graph.gm.graph))
+    original = copied(graph.gm)
     found = pipeline.lower(graph.gm, pipeline.find(graph.gm.graph, {}, Options()))
     failed, errors, figures = validate_graphs(original, graph.gm, found, [X], Options())
     assert not failed
@@ -31,7 +31,7 @@ def test_figures_of_a_right_kernel_and_inputs_untouched() -> None:
 def test_validation_writes_to_copies() -> None:
     x = X.clone()
     graph = captured(_run, x.clone())
-    original = torch.fx.GraphModule(graph.gm, api._copy(graph.gm.graph))
+    original = copied(graph.gm)
     found = pipeline.lower(graph.gm, pipeline.find(graph.gm.graph, {}, Options()))
     validate_graphs(original, graph.gm, found, [x], Options())
     assert torch.equal(x, X)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.false_friends import CHANGED, NO_CONTRACTION, NO_TENSOR, QKV, Friend, N, tensor
+from tests.false_friends import CHANGED, NO_CONTRACTION, OWN, QKV, Friend, N, tensor
 
 INF = float("inf")
 MASK = tensor(N, N, seed=5) > 0
@@ -187,7 +187,6 @@ def _routing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores + out @ v.mT).softmax(-1) @ v
 
 
-OWN = "is computed from the scores"
 ENTANGLED = (
     Friend("values_of_weights", _values_of_weights, QKV, (OWN,)),
     Friend("twice_applied", _twice_applied, fused=1),

@@ -31,6 +31,7 @@ _TABLE: dict[type, Callable[..., Any]] = {
     ex.Minimum: np.minimum,
     ex.Where: np.where,
     ex.Trunc: lambda x: np.trunc(x).astype(np.int64),
+    ex.Snap: lambda x, unit: np.round(x / unit) * unit,
     sp.floor: lambda x: np.floor(x).astype(np.int64),
     sp.Abs: np.abs,
     sp.exp: np.exp,

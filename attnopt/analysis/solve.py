@@ -189,7 +189,7 @@ def _apart(end: sp.Expr, narrow: type, wide: type) -> tuple[type, list[sp.Expr]]
     """An end that is the narrower of two (always), or the wider of two plain ones, as the two and the operator."""
     for term in sp.Add.make_args(end):
         c, part = term.as_coeff_Mul()
-        if not isinstance(part, (narrow, wide)) or not c.is_Integer:
+        if part.func not in (narrow, wide) or not c.is_Integer:
             continue
         opposite = ex.Minimum if isinstance(part, ex.Maximum) else ex.Maximum
         kind: type = part.func if c > 0 else opposite

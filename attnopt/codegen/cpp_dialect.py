@@ -16,6 +16,7 @@ CPP = Dialect(
         ex.Maximum: Row("maximum({0}, {1})"),
         ex.Minimum: Row("minimum({0}, {1})"),
         ex.Trunc: Row("to_int(trunc_({0}))", "f", "i"),
+        ex.Snap: Row("((({0} / {1} + 12582912.0f) - 12582912.0f) * {1})", "f", "f"),  # 1.5 * 2**23 leaves no fraction
         sp.floor: Row("to_int(floor_({0}))", "f", "i"),
         sp.Abs: Row("abs_({0})"),
         sp.sign: Row("sign_({0})"),

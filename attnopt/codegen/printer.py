@@ -44,9 +44,26 @@ class Row:
     fold: bool = False
 
 
+def c_float(value: float) -> str:
+    """A finite number as a literal of C."""
+    text = f"{value:.9g}"
+    return f"{text if any(c in text for c in '.en') else f'{text}.0'}f"
+
+
+C_FORMS: Mapping[sp.Expr | str, str] = {
+    sp.Integer(2): "square_({0})",
+    sp.S.NegativeOne: "(1.0f / {0})",
+    sp.S.Half: "sqrt_({0})",
+    -sp.S.Half: "(1.0f / sqrt_({0}))",
+}
+
+
 @dataclass(frozen=True)
 class Dialect:
-    """One language: rows by node, casts by (from, to, vector), broadcasts by kind, and literals."""
+    """One language: rows by node, casts by (from, to, vector), broadcasts by kind, and literals.
+
+    `forms` are cheaper templates for powers: 2, -1, 1/2, -1/2, and under `n` any other integer, written `@`.
+    """
 
     rows: Mapping[type, Row]
     casts: Mapping[tuple[str, str, bool], str]
@@ -57,6 +74,8 @@ class Dialect:
     false: str
     statement: str
     select: str
+    number: Callable[[float], str] = c_float
+    forms: Mapping[sp.Expr | str, str] = field(default_factory=lambda: C_FORMS)
 
 
 # Named once, so that a second use costs nothing.
@@ -154,16 +173,15 @@ class Printer:
             raise SpecError("a constant of an expression is not a number.")
         if value in (float("inf"), float("-inf")):
             return f"{'-' if value < 0 else ''}{self.dialect.infinity}"
-        text = f"{value:.9g}"
-        text = text if any(c in text for c in ".en") else f"{text}.0"
-        return f"({text}f)" if text.startswith("-") else f"{text}f"
+        text = self.dialect.number(value)
+        return f"({text})" if text.startswith("-") else text
 
     def _node(self, expr: sp.Basic) -> Value:
         function = sp.exp if isinstance(expr, sp.exp) else expr.func
         row = self.dialect.rows.get(function)
         if row is None:
             raise SpecError(f"no row prints {function.__name__} in {show(expr)}.")
-        special = _special(expr)
+        special = _special(expr, self.dialect.forms)
         if special is not None:
             return self._template(*special)
         args = self._ordered(expr) if row.fold else list(ex.sides(expr))
@@ -212,18 +230,15 @@ def integer(value: int) -> Value:
     return Value(code, "i" if -(2**31) <= value < 2**31 else "l")
 
 
-def _special(expr: sp.Basic) -> tuple[Row, list[Value | sp.Basic]] | None:
+def _special(expr: sp.Basic, forms: Mapping[sp.Expr | str, str]) -> tuple[Row, list[Value | sp.Basic]] | None:
     """Cheaper forms: small powers, roots, and division by powers of two."""
     if isinstance(expr, sp.Pow):
         base, exponent = expr.args
-        if exponent == 2:
-            return Row("square_({0})"), [base]
-        if exponent == -1:
-            return Row("(1.0f / {0})", "f", "f"), [base]
-        if exponent == sp.S.Half:
-            return Row("sqrt_({0})", "f", "f"), [base]
-        if exponent == -sp.S.Half:
-            return Row("(1.0f / sqrt_({0}))", "f", "f"), [base]
+        template = forms.get(exponent)
+        if template is None and exponent.is_Integer and "n" in forms:
+            template = forms["n"].replace("@", str(exponent))
+        if template is not None:
+            return (Row(template) if exponent == 2 else Row(template, "f", "f")), [base]
     if isinstance(expr, (ex.FloorDiv, ex.Mod)) and expr.args[1].is_Integer:
         x, y = expr.args[0], int(expr.args[1])
         if y > 0 and y & (y - 1) == 0:

@@ -41,11 +41,10 @@ def coverage(arguments: argparse.Namespace) -> int:
     for name in arguments.only:
         if name not in known:
             raise OptionError(f"there is no architecture {name!r}; give a model_type of transformers or diffusers:CLASS.")
-    rows = tuple((a, v) for a in arguments.only or known for v in arguments.variant or VARIANTS)
-    plan = run.Plan(
-        rows, Path(arguments.folder), arguments.jobs, arguments.seconds,
-        kernel=arguments.kernel, inductor=arguments.inductor,
-    )  # fmt: skip
+    rows = tuple((a, v) for v in arguments.variant or VARIANTS for a in arguments.only or known)
+    if arguments.inductor:
+        rows += tuple((a, "inductor") for a in arguments.only or known)
+    plan = run.Plan(rows, Path(arguments.folder), arguments.jobs, arguments.seconds, kernel=arguments.kernel)
     todo = list(rows) if arguments.again else run.pending(plan, arguments.retry)
     start = time.perf_counter()
     with Progress(len(todo)) as progress:

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 
 
+def read(config: Any, name: str) -> Any:
+    """An attribute, or None where there is none for the whole model (some differ from layer to layer)."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
+
+
 def setting(config: Any, *names: str) -> Any:
     """The first of these attributes that the configuration has a value for, or None."""
     for name in names:
-        value = getattr(config, name, None)
+        value = read(config, name)
         if value is not None:
             return value
     return None
@@ -22,7 +30,7 @@ def find_config(config: Any, *names: str) -> Any:
     """The configuration, or the nearest one inside it, that has one of these attributes; None if there is none."""
     if setting(config, *names) is not None:
         return config
-    inner = [getattr(config, f.name, None) for f in dataclasses.fields(config)]
+    inner = [read(config, f.name) for f in dataclasses.fields(config)]
     found = (find_config(c, *names) for c in inner if hasattr(c, "model_type") and dataclasses.is_dataclass(c))
     return next((c for c in found if c is not None), None)
 
@@ -47,10 +55,58 @@ def _patches(context: Any, parameters: Any) -> dict[str, Any]:
     return {"past_values": torch.randn(2, context.config.context_length, context.config.num_input_channels)}
 
 
+def _decisions(context: Any, parameters: Any) -> dict[str, Any]:
+    """A trajectory, as the decision transformer takes it."""
+    steps, config = 7, context.config
+    return {
+        "states": torch.randn(2, steps, config.state_dim),
+        "actions": torch.randn(2, steps, config.act_dim),
+        "returns_to_go": torch.randn(2, steps, 1),
+        "timesteps": torch.arange(steps).expand(2, steps).contiguous(),
+        "attention_mask": torch.ones(2, steps, dtype=torch.long),
+    }
+
+
+def _spectrogram(context: Any, parameters: Any) -> dict[str, Any]:
+    """A spectrogram of the length that the positions were made for `[batch, frames, bins]`."""
+    return {"input_values": torch.randn(2, context.config.max_length, context.config.num_mel_bins)}
+
+
+def _query_states(context: Any, parameters: Any) -> dict[str, Any]:
+    """Learned queries over the states of a frozen encoder."""
+    return {
+        "query_embeds": torch.randn(2, 4, context.config.hidden_size),
+        "encoder_hidden_states": torch.randn(2, 9, context.config.encoder_hidden_size),
+    }
+
+
+def _clap(context: Any, parameters: Any) -> dict[str, Any]:
+    """A spectrogram of one channel `[batch, 1, frames, bins]`, with a text where the model takes one."""
+    audio = find_config(context.config, "num_mel_bins", "spec_size")
+    out = {"input_features": torch.randn(2, 1, 61, int(audio.num_mel_bins))}
+    if "input_ids" in parameters:
+        out["input_ids"] = torch.randint(5, 100, (2, 13))
+    return out
+
+
+def _frames(context: Any, parameters: Any) -> dict[str, Any]:
+    """Pieces of sound, each of one length, side by side `[bins, frames]`."""
+    return {"input_features": torch.randn(int(context.config.num_mel_bins), 122), "feature_lens": torch.tensor([61, 61])}
+
+
 SPECIAL: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "autoformer": _series,
     "informer": _series,
     "time_series_transformer": _series,
+    "decision_transformer": _decisions,
+    "audio-spectrogram-transformer": _spectrogram,
+    "blip_2_qformer": _query_states,
+    "instructblip_qformer": _query_states,
+    "instructblipvideo_qformer": _query_states,
+    "clap": _clap,
+    "clap_audio_model": _clap,
+    "qwen2_5_omni_audio_encoder": _frames,
+    "qwen3_omni_moe_audio_encoder": _frames,
     "patchtst": _patches,
     "patchtsmixer": _patches,
 }

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 
+from attnopt.capture import share
 from attnopt.coverage.graphs import Pair, Treated, treat
+from attnopt.coverage.inductor import fusions
 from attnopt.coverage.variants import NotApplicable, variant
 from attnopt.demo.measure import Tensors, golden, tensors
 from attnopt.errors import AttnoptError
@@ -24,21 +26,26 @@ _EPS = torch.finfo(torch.float32).eps
 Row = dict[str, Any]
 
 
-def measure(model_type: str, name: str, options: Options, inductor: bool = False, level: int | None = None) -> Row:
-    """The row as plain data. What cannot be built or captured is a row with that reason."""
+def measure(model_type: str, name: str, options: Options, level: int | None = None) -> Row:
+    """The row as plain data. What cannot be built or captured is a row with that reason.
+
+    The variant `inductor` counts what Inductor's own matcher fuses in the eager model.
+    """
     start = time.perf_counter()
     row: Row = {"architecture": model_type, "variant": name}
     try:
-        model, inputs, built = variant(model_type, name, level)
+        model, inputs, built = variant(model_type, "eager" if name == "inductor" else name, level)
     except NotApplicable as error:
         return {**row, "status": "not applicable", "reason": str(error)}
     except AttnoptError as error:
         return {**row, "status": "not built", "reason": str(error)}
     row |= {"model": type(built.model).__name__, "level": built.level, "built_s": time.perf_counter() - start}
-    return {**row, **_measured(model, inputs, options, inductor), "s": time.perf_counter() - start}
+    if name == "inductor":
+        return {**row, "status": "counted", "fused": fusions(share(model), inputs), "s": time.perf_counter() - start}
+    return {**row, **_measured(model, inputs, options), "s": time.perf_counter() - start}
 
 
-def _measured(model: Any, inputs: Any, options: Options, inductor: bool) -> Row:
+def _measured(model: Any, inputs: Any, options: Options) -> Row:
     with torch.no_grad():
         eager = tensors(model(**inputs))
     try:
@@ -46,10 +53,6 @@ def _measured(model: Any, inputs: Any, options: Options, inductor: bool) -> Row:
     except AttnoptError as error:
         return {"status": "not captured", "reason": str(error)}
     row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes, **_sites(treated)}
-    if inductor:
-        from attnopt.coverage.inductor import fusions
-
-        row["inductor"] = fusions(treated)
     with torch.no_grad():
         ours = tensors(treated.run())
         exact, problem = _golden(model, inputs)

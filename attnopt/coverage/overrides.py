@@ -13,7 +13,7 @@ _RESNET = {
     },
 }  # fmt: skip
 _SWIN = {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4}
-_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2}
+_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
 _SERIES = {"prediction_length": 6, "context_length": 12, "label_length": 6}
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
@@ -32,8 +32,9 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dots1": _EXPERTS,
     "deepseek_v2": _EXPERTS,
     "deepseek_ocr2_text": _EXPERTS,
-    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2},
-    "esm": {"vocab_size": 33},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32, "patch_size": 16},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "glm4v_text": {"hidden_size": 256},
     "glm4v_moe_text": {"head_dim": 128},
     "glm_image_text": {"hidden_size": 256},

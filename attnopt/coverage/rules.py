@@ -63,11 +63,9 @@ LISTED: Mapping[str, int] = {
 
 LEVELS: Mapping[int, tuple[Rows, ...]] = {
     0: (COUNTS, SIZES, WIDTHS, PIXELS),
-    1: (COUNTS, SIZES, WIDTHS),
-    2: (COUNTS, PIXELS),
-    3: (COUNTS,),
+    1: (COUNTS, PIXELS),
 }
-"""The attempts, smallest first."""
+"""The attempts, smallest first: everything, then all but widths, which may depend on one another."""
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -85,6 +83,6 @@ def cap(name: str, value: int, level: int) -> int:
 
 def scale(name: str, values: list[int], level: int) -> list[int]:
     """A list of widths or head counts, scaled so that the first is small and the ratios stay."""
-    if level > 1 or name not in LISTED or not values or values[0] <= LISTED[name]:
+    if level or name not in LISTED or not values or values[0] <= LISTED[name]:
         return values
     return [max(1, round(v / values[0])) * LISTED[name] for v in values]

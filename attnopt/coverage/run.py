@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ class Plan:
     seconds: float = 120.0
     gigabytes: float = 8.0
     kernel: str = "auto"
-    inductor: bool = False
 
 
 def row_path(folder: Path, architecture: str, variant: str) -> Path:
@@ -60,49 +59,78 @@ def pending(plan: Plan, retry: bool) -> list[tuple[str, str]]:
 
 
 def run(plan: Plan, rows: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Run the rows, `plan.jobs` at a time; yields each as it ends. Every row is on disk by then."""
+    """Run the rows, `plan.jobs` architectures at a time; yields each row as it ends. Every row is on disk by then."""
     plan.folder.mkdir(parents=True, exist_ok=True)
+    waiting: dict[str, list[str]] = {}
+    for architecture, variant in rows:
+        row_path(plan.folder, architecture, variant).unlink(missing_ok=True)
+        waiting.setdefault(architecture, []).append(variant)
+    context, running = _context(), {}
+    settings = {**asdict(plan), "rows": (), "folder": str(plan.folder)}
+    try:
+        while waiting or running:
+            while waiting and len(running) < plan.jobs:
+                architecture, variants = next(iter(waiting.items()))
+                del waiting[architecture]
+                process = context.Process(target=work, args=(architecture, variants, settings), daemon=True)
+                process.start()
+                running[architecture] = _Running(process, variants, time.monotonic())
+            for architecture in list(running):
+                yield from _ended(plan, architecture, running, waiting)
+            time.sleep(0.05)
+    finally:
+        for task in running.values():
+            task.process.kill()
+
+
+def _context() -> Any:
+    """Processes forked from one server that has everything loaded, where the system can fork."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if kind == "forkserver":
         context.set_forkserver_preload(list(PRELOAD))
-    waiting, running = list(rows), {}
-    settings = {**asdict(plan), "rows": (), "folder": str(plan.folder)}
-    try:
-        while waiting or running:
-            while waiting and len(running) < plan.jobs:
-                row = waiting.pop(0)
-                path = row_path(plan.folder, *row)
-                path.unlink(missing_ok=True)
-                process = context.Process(target=work, args=(*row, settings), daemon=True)
-                process.start()
-                running[row] = (process, time.monotonic())
-            yield from _ended(plan, running)
-            time.sleep(0.05)
-    finally:
-        for process, _ in running.values():
-            process.kill()
+    return context
 
 
-def _ended(plan: Plan, running: dict[tuple[str, str], Any]) -> Iterable[dict[str, Any]]:
-    for row, (process, start) in list(running.items()):
-        late = time.monotonic() - start > plan.seconds
-        if process.is_alive() and not late:
-            continue
-        if process.is_alive():
-            process.kill()
-        process.join()
-        del running[row]
-        path = row_path(plan.folder, *row)
-        if not path.is_file():
-            why = f"it took more than {plan.seconds:.0f} s" if late else f"its process ended with {process.exitcode}"
-            _write(path, {"architecture": row[0], "variant": row[1], "status": "crashed", "reason": why})
+@dataclass
+class _Running:
+    """The process of one architecture, the variants it has still to do, and since when it does the first of them."""
+
+    process: Any
+    variants: list[str]
+    since: float
+
+
+def _ended(
+    plan: Plan, architecture: str, running: dict[str, _Running], waiting: dict[str, list[str]]
+) -> Iterator[dict[str, Any]]:
+    """The rows that have ended; a process that died or hangs loses one row, and what it had still to do waits again."""
+    task = running[architecture]
+    alive = task.process.is_alive()
+    while task.variants and row_path(plan.folder, architecture, task.variants[0]).is_file():
+        path = row_path(plan.folder, architecture, task.variants.pop(0))
+        task.since = time.monotonic()
         yield json.loads(path.read_text(encoding="utf-8"))
+    late = time.monotonic() - task.since > plan.seconds
+    if alive and not late:
+        return
+    task.process.kill()
+    task.process.join()
+    del running[architecture]
+    if not task.variants:
+        return
+    lost = task.variants.pop(0)
+    why = f"it took more than {plan.seconds:.0f} s" if late else f"its process ended with {task.process.exitcode}"
+    row = {"architecture": architecture, "variant": lost, "status": "crashed", "reason": why}
+    _write(row_path(plan.folder, architecture, lost), row)
+    if task.variants:
+        waiting[architecture] = task.variants
+    yield row
 
 
-def work(architecture: str, variant: str, settings: dict[str, Any]) -> None:
-    """One row, in the child process."""
+def work(architecture: str, variants: Sequence[str], settings: dict[str, Any]) -> None:
+    """The rows of one architecture, in the child process."""
     import warnings
 
     import torch
@@ -111,16 +139,25 @@ def work(architecture: str, variant: str, settings: dict[str, Any]) -> None:
     warnings.simplefilter("ignore")
     _limit(settings["gigabytes"])
     _silence()
+    for variant in variants:
+        row = _row(architecture, variant, settings)
+        _write(row_path(Path(settings["folder"]), architecture, variant), row)
+
+
+def _row(architecture: str, variant: str, settings: dict[str, Any]) -> dict[str, Any]:
+    known = {"architecture": architecture, "variant": variant}
+    path = row_path(Path(settings["folder"]), architecture, "eager")
+    if variant != "eager" and path.is_file():
+        eager = json.loads(path.read_text(encoding="utf-8"))
+        if eager["status"] == "not built":
+            return {**known, "status": "not built", "reason": eager["reason"]}
     try:
         from attnopt.coverage.measure import measure
 
-        options = Options.make({"kernel": settings["kernel"]})
-        row = measure(architecture, variant, options, settings["inductor"])
+        return measure(architecture, variant, Options.make({"kernel": settings["kernel"]}))
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        text = f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-        row = {"architecture": architecture, "variant": variant, "status": "crashed", "reason": text}
-    _write(row_path(Path(settings["folder"]), architecture, variant), row)
+        text = " ".join(str(error).split())
+        return {**known, "status": "crashed", "reason": f"{type(error).__name__}: {text[:300]}"}
 
 
 def _write(path: Path, row: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ class Progress:
 
     def row(self, row: dict[str, Any]) -> None:
         """One row has ended."""
-        self.totals.add(row)
+        if row["variant"] != "inductor":
+            self.totals.add(row)
         name = f"{row['architecture']} {row['variant']}"
         self.bar.update(
             self.task, advance=1, description=name, sites=self.totals.sites, fused=self.totals.fused
@@ -41,6 +42,8 @@ class Progress:
 def line(row: dict[str, Any]) -> str:
     """One row as one line."""
     name = f"{row['architecture']:<32} {row['variant']:<14}"
+    if row["status"] == "counted":
+        return f"{name} {row['fused']} fused by Inductor's matcher ({row['s']:.1f} s)"
     if row["status"] != "measured":
         return f"{name} {row['status']}: {row['reason']}"
     fused = sum(s["status"] == "fused" for s in row["sites"])
@@ -49,8 +52,6 @@ def line(row: dict[str, Any]) -> str:
     more = [f"{fused}/{sites} fused", f"{units:.2f} × eager's error" if units is not None else "not compared"]
     if row["missed"]:
         more.append(f"{len(row['missed'])} missed")
-    if isinstance(row.get("inductor"), int):
-        more.append(f"Inductor {row['inductor']}")
     if outside(row):
         more.append(f"OUTSIDE: {outside(row)}")
     return f"{name} {', '.join(more)} ({row['s']:.1f} s)"

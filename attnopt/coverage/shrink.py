@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from attnopt.coverage.features import read
 from attnopt.coverage.overrides import OVERRIDES
 from attnopt.coverage.rules import cap, scale
 
@@ -69,7 +70,7 @@ class _Shrink:
         """Sections of a multi-axis RoPE, which add up to half a head."""
         if isinstance(value, dict):
             return {k: self.rope(k, v) for k, v in value.items()}
-        if name == "mrope_section" and self.level < 2 and isinstance(value, (list, tuple)):
+        if name == "mrope_section" and not self.level and isinstance(value, (list, tuple)):
             return [2, 3, 3]
         return value
 
@@ -79,7 +80,7 @@ class _Shrink:
 
     def heads(self, config: Any, settings: dict[str, Any]) -> dict[str, Any]:
         """Two key heads where keys have fewer heads than queries, as many as queries where they have as many."""
-        if self.level > 1:
+        if self.level:
             return {}
         names = {f.name: f for f in dataclasses.fields(config)}
         out = {}
@@ -112,14 +113,6 @@ class _Shrink:
         chosen = sorted(first.values())[:_MOST_KINDS]
         chosen = chosen if len(chosen) > 1 else [0, 1]
         return {depth_name: len(chosen), **{n: [kinds[i] for i in chosen] for n, kinds in lists.items()}}
-
-
-def read(config: Any, name: str) -> Any:
-    """An attribute, or None where there is none for the whole model (some differ from layer to layer)."""
-    try:
-        return getattr(config, name, None)
-    except Exception:
-        return None
 
 
 def _is_config(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +58,20 @@ class Totals:
     inductor_sites: int = 0
 
     @staticmethod
-    def of(rows: Iterable[Row]) -> Totals:
+    def of(rows: Sequence[Row]) -> Totals:
         """Add up the rows."""
         totals = Totals()
+        counted = {}
         for row in rows:
-            totals.add(row)
+            if row["variant"] == "inductor":
+                counted[row["architecture"]] = row
+            else:
+                totals.add(row)
+        for row in rows:
+            count = counted.get(row["architecture"], {}).get("fused")
+            if row["variant"] == "eager" and row["status"] == "measured" and isinstance(count, int):
+                totals.inductor += count
+                totals.inductor_sites += len(row["sites"]) + len(row["missed"])
         totals.unbuilt = {a: why for a, why in totals.unbuilt.items() if a not in totals.built}
         return totals
 
@@ -83,9 +92,6 @@ class Totals:
         self.missed += len(row["missed"])
         self.others += row["others"]
         self.declined.update(generic(s["reason"]) for s in row["sites"] if s["status"] == "declined")
-        if isinstance(row.get("inductor"), int):
-            self.inductor += row["inductor"]
-            self.inductor_sites += len(row["sites"]) + len(row["missed"])
         figures = row["errors"]
         if outside(row):
             self.outside.append(row)

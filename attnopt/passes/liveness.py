@@ -37,9 +37,9 @@ def used_elsewhere(graph: fx.Graph, regions: Sequence[Region]) -> dict[fx.Node, 
     computed = live(graph, regions)
     found: dict[fx.Node, str] = {}
     for region in regions:
-        inner = frozenset().union(*(term.inner for term in region.terms)) - {region.output}
+        inner = frozenset().union({region.output}, *(term.inner for term in region.terms))
         sentences = []
-        for node in sorted(inner & computed):
+        for node in sorted((inner & computed) - {region.output}):
             others = [u for u in node.users if u in computed and u not in inner]
             if others:
                 sentences.append(f"%{node.name} is also used by {', '.join(dict.fromkeys(map(_who, others)))}")

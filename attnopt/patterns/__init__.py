@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, pointwise, sdpa, softmax, sums
+from attnopt.patterns import byhand, linear, pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -37,6 +37,7 @@ PATTERNS = (
     Pattern("softmax", softmax.match),
     Pattern("softmax by hand", byhand.match),
     Pattern("pointwise", pointwise.match),
+    Pattern("linear", linear.match),
 )
 
 

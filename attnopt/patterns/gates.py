@@ -19,7 +19,7 @@ from attnopt.patterns.safety import depends
 from attnopt.patterns.site import Frame, _capture, _captures, _changed, _Extents, width
 from attnopt.patterns.views import shape
 from attnopt.region import Line, Operand, Region
-from attnopt.spec import AttentionSpec
+from attnopt.spec import AttentionSpec, Pointwise
 
 _PRODUCTS = {"aten::mul", "aten::div"}
 Dims = tuple[tuple[str, ...], ...]
@@ -104,28 +104,28 @@ def _products_dims(user: fx.Node, node: fx.Node, dims: Dims) -> Dims | None:
     """The dimensions of an elementwise product: those of its factor, an einsum's in the order of its letters."""
     if op_name(user) in _PRODUCTS:
         return dims if shape(user) == shape(node) else None
-    letters = _letters(user)
-    if letters is None or node not in letters[1]:
+    found = letters(user)
+    if found is None or node not in found[1]:
         return None
-    names = dict(zip(letters[0][letters[1].index(node)], dims, strict=True))
-    return tuple(names[c] for c in letters[2]) if set(letters[2]) == set(names) else None
+    names = dict(zip(found[0][found[1].index(node)], dims, strict=True))
+    return tuple(names[c] for c in found[2]) if set(found[2]) == set(names) else None
 
 
-def _letters(node: fx.Node) -> tuple[list[str], list[fx.Node], str] | None:
+def letters(node: fx.Node) -> tuple[list[str], list[fx.Node], str] | None:
     """Letters of the inputs, the inputs and letters of the result, of an einsum that sums nothing."""
     if op_name(node) != "aten::einsum":
         return None
     a = arguments(node)
     inputs, arrow, out = a["equation"].replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    if not arrow or "." in inputs or set("".join(letters)) != set(out) or any(len(set(x)) != len(x) for x in letters):
+    names = inputs.split(",")
+    if not arrow or "." in inputs or set("".join(names)) != set(out) or any(len(set(x)) != len(x) for x in names):
         return None
-    return letters, list(a["tensors"]), out
+    return names, list(a["tensors"]), out
 
 
 def _lifted(lifter: Lifter, user: fx.Node, index: tuple[sp.Expr, ...]) -> sp.Expr | None:
     """The product's element."""
-    found = _letters(user)
+    found = letters(user)
     if found is None:
         return ex.as_number(lifter.lift(user, index))
     at = dict(zip(found[2], index, strict=True))
@@ -155,8 +155,8 @@ def frame_of(region: Region, node: fx.Node, dims: Dims) -> Frame:
     return Frame(tuple(index), dims, batch, Sizes({**sizes, ex.k: key}), heads, fold)
 
 
-def absorb(region: Region, scaled: Scaled) -> Region | None:
-    """The region with the product as its output and the factor in the gate of every term."""
+def absorb(region: Region, scaled: Scaled, part: str = "gate") -> Region | None:
+    """The region with the product as its output and the factor in the gate (or the `divide`) of every term."""
     extents = _Extents(scaled.frame, region.output.graph)
     exprs: dict[str, Any] = {"gate": extents.rename(ex.canon(scaled.factor))}
     captures, exprs = _captures(exprs, scaled.lifter, scaled.frame)
@@ -165,7 +165,7 @@ def absorb(region: Region, scaled: Scaled) -> Region | None:
     read = {*(o.node for o in captures.values()), *scaled.lifter.read}
     if any(depends(o.node, region.output) for o in captures.values()):
         return None
-    terms = [_gated(term, exprs["gate"], captures, extents.scalars, scaled) for term in region.terms]
+    terms = [_gated(term, exprs["gate"], captures, extents.scalars, scaled, part) for term in region.terms]
     operands = {o.node for t in region.terms for o in (t.query, t.key, t.value, *t.captures.values())}
     plain = {o.table if isinstance(o, Line) else o for o in operands}
     if any(t is None for t in terms) or _changed(read | plain, scaled.node) is not None:
@@ -175,15 +175,17 @@ def absorb(region: Region, scaled: Scaled) -> Region | None:
 
 
 def _gated(
-    term: Region, gate: sp.Expr, captures: dict[str, Operand], scalars: dict[str, Any], scaled: Scaled
+    term: Region, gate: sp.Expr, captures: dict[str, Operand], scalars: dict[str, Any], scaled: Scaled, part: str
 ) -> Region | None:
     names = {name: _free(name, term.spec) for name in captures}
     numbers = {name: f"g{name}" for name in scalars}
     renamed = {ex.scalar(old): ex.scalar(new) for old, new in numbers.items()}
     loads = {x: ex.load(names[x.args[0].name], *x.args[1:], integer=isinstance(x, ex.IntLoad)) for x in gate.atoms(ex.Load)}
+    gate = gate.xreplace(loads).xreplace(renamed)
     spec = replace(
         term.spec,
-        gate=ex.canon(term.spec.gate * gate.xreplace(loads).xreplace(renamed)),
+        gate=ex.canon(term.spec.gate * gate) if part == "gate" else term.spec.gate,
+        normalizer=Pointwise(gate) if part == "divide" else term.spec.normalizer,
         captures=(*term.spec.captures, *(_capture(names[n], o) for n, o in captures.items())),
         scalars=(*term.spec.scalars, *numbers.values()),
     ).canonical()

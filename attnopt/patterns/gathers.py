@@ -86,6 +86,15 @@ def _cat(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basi
     return found
 
 
+def _stack(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    dim = a["dim"] % len(index)
+    rest, at = (*index[:dim], *index[dim + 1 :]), index[dim]
+    *parts, found = (lifter.lift(t, rest) for t in a["tensors"])
+    for place, part in reversed(list(enumerate(parts))):
+        found = _either(sp.Eq(at, place), part, found)
+    return found
+
+
 def _within(at: sp.Expr, extent: sp.Expr, sizes: Sizes) -> bool:
     """Whether an index is inside a dimension for certain."""
     bounds = sizes.bounds(at)
@@ -147,6 +156,7 @@ GATHERS: dict[str, Any] = {
     "aten::tril": _triangle(True),
     "aten::triu": _triangle(False),
     "aten::cat": _cat,
+    "aten::stack": _stack,
     "aten::pad": _pad,
     "aten::constant_pad_nd": _pad,
     "aten::slice_scatter": _scatter,

@@ -20,6 +20,7 @@ from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import Known
+from attnopt.patterns.masks import absorbed
 from attnopt.patterns.ops import COSTLY, POINTWISE
 from attnopt.patterns.safety import cuts_gradient
 from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
@@ -41,6 +42,8 @@ _KEEP_FINITE = {
 }  # fmt: skip
 _LARGE = 48
 _NARROW = (torch.uint8, torch.int8, torch.int16)
+_HALF = (torch.float16, torch.bfloat16)
+_SUMS = ("aten::add", "aten::sub")
 # Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
 
@@ -55,6 +58,8 @@ class Lifter:
         self.stops: set[fx.Node] = set()
         self.nodes: dict[str, Any] = {}
         self.dropout: dict[fx.Node, float] = {}
+        # The largest finite score: what is added beyond it is infinite.
+        self.limit = float("inf")
         self._known: dict[tuple[fx.Node, Index], sp.Basic] = {}
 
     @property
@@ -137,12 +142,14 @@ class Lifter:
 
     def _settled(self, node: fx.Node, index: Index, found: sp.Basic) -> sp.Basic:
         """A load at computed places becomes a load from this view, if the places are plain coordinates here."""
+        plain = all(i.is_Symbol or i.is_Integer for i in index)
+        if plain and _skewed(found):
+            return self._load(node, index)
         inner = found.args[0] if isinstance(found, sp.Ne) else found
         if not isinstance(inner, ex.Load) or self._contains_contraction(inner):
             return found
         if isinstance(self.nodes[inner.args[0].name], Line):
             return found
-        plain = all(i.is_Symbol or i.is_Integer for i in index)
         computed = any(i.has(sp.Mul, ex.FloorDiv, ex.Mod, ex.Load) for i in inner.args[1:])
         return self._load(node, index) if plain and computed else found
 
@@ -186,7 +193,10 @@ class Lifter:
         named = {k: self._broadcast(x, index) for k, x in node.kwargs.items() if k not in ("dtype", "out")}
         if "rounding_mode" in node.kwargs:
             named["rounding_mode"] = node.kwargs["rounding_mode"]
-        return POINTWISE[name](*given, **named)
+        found = POINTWISE[name](*given, **named)
+        if name in _SUMS and value(node).dtype in _HALF and self._contains_contraction(found):
+            return absorbed(found, torch.finfo(value(node).dtype).eps)
+        return found
 
     def _broadcast(self, x: Any, index: Index) -> Any:
         if not isinstance(x, fx.Node) or not isinstance(value(x), torch.Tensor):
@@ -235,6 +245,12 @@ class Lifter:
     def _contains_contraction(self, found: sp.Basic) -> bool:
         nodes = (self.nodes.get(load.args[0].name) for load in found.atoms(ex.Load))
         return any(n in self.stops or op_name(n) in CONTRACTIONS or is_contraction(n) for n in nodes if n is not None)
+
+
+def _skewed(found: sp.Basic) -> bool:
+    """Whether a load is read along a diagonal that was made by a view of another width, as in a relative shift."""
+    places = (i for load in found.atoms(ex.Load) for i in load.args[1:])
+    return any(i.has(ex.FloorDiv, ex.Mod) and {ex.q, ex.k} <= i.free_symbols for i in places)
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -19,6 +19,8 @@ from attnopt.spec import EmptyRow
 
 # Below this a float32 or bfloat16 score is absorbed: adding any score of a magnitude under 1e29 returns the fill.
 HUGE = -(sp.Integer(10) ** 37)
+# From here on adding a number to a score of sixteen bits rounds the score to multiples of a unit that matters.
+_COARSE = -256
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,63 @@ class Masked:
     empty_row: EmptyRow
 
 
-def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True) -> Masked:
+def split(
+    logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, limit: float = float("inf")
+) -> Masked:
     """The logit as score and mask, exactly.
 
-    `finite` says of a loaded tensor whether its values are finite for certain. A huge negative fill is a mask only
-    above scores that are: where another mask makes all kept scores -inf, the filled ones take the whole weight.
+    `finite` says of a loaded tensor whether its values are finite for certain; `limit` is the largest finite score.
+    A huge negative fill is a mask only above scores that are: where another mask makes all kept scores -inf, the
+    filled ones take the whole weight.
     """
     logit = ex.canon(logit)
     score, keep = _peel(logit, infinite=True)
     if keep != sp.true:
         return Masked(score, keep, EmptyRow.NAN)
-    score, keep = _peel(logit, infinite=False)
+    twice = _masked_twice(logit, limit)
+    score, keep = twice or _peel(logit, infinite=False)
     loaded = [load for load in score.atoms(ex.Load) if not isinstance(load, ex.IntLoad)]
     if score.has(ex.NEG_INF) or not all(finite(load.args[0].name) for load in loaded):
         return Masked(logit, sp.true, EmptyRow.NAN)
-    return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true else EmptyRow.NAN)
+    return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true and not twice else EmptyRow.NAN)
+
+
+def _masked_twice(logit: sp.Expr, limit: float) -> tuple[sp.Expr, Boolean] | None:
+    """Two finite fills that add up to -inf: what both masks drop is dropped for good, what one drops gets the fill."""
+    if not isinstance(logit, sp.Add):
+        return None
+    parts = [(*_peel(t, infinite=False), t) for t in logit.args]
+    masks = [(keep, _fills(term)) for _, keep, term in parts if keep != sp.true]
+    if len(masks) != 2 or any(len(fills) != 1 for _, fills in masks):
+        return None
+    (one, (x,)), (other, (y,)) = masks
+    if x != y or -(x + y) <= limit:
+        return None
+    score = ex.Where(sp.And(one, other), sp.Add(*[score for score, _, _ in parts]), x)
+    return score, ex.canon(sp.Or(one, other))
+
+
+def _fills(term: sp.Expr) -> set[sp.Expr]:
+    return {x for where in term.atoms(ex.Where) for x in where.args[1:] if _fill(x, infinite=False)}
+
+
+def absorbed(total: sp.Expr, eps: float) -> sp.Expr:
+    """A sum in a dtype of sixteen bits, with the rounding that a fill such as finfo.min or -1e4 does to a score.
+
+    `eps` is the dtype's. A row whose keys are all filled is uniform in the source because the fill takes the scores'
+    digits; kept as `s + fill` in higher precision it would be the softmax of the scores.
+    """
+    for term in sp.Add.make_args(total):
+        test = ex.canon(term)
+        if not isinstance(test, ex.Where) or 0 not in test.args[1:]:
+            continue
+        c, x, y = test.args
+        fill, rest = (x if y == 0 else y), total - term
+        if fill.is_number and fill.is_finite and HUGE < fill <= _COARSE:
+            unit = sp.Rational(eps) * 2 ** (int(abs(fill)).bit_length() - 1)
+            rounded = ex.Snap(rest, unit) + fill
+            return ex.Where(c, rest, rounded) if x == 0 else ex.Where(c, rounded, rest)
+    return total
 
 
 def _peel(logit: sp.Expr, infinite: bool) -> tuple[sp.Expr, Boolean]:

@@ -7,6 +7,7 @@ schema order. Booleans are sympy booleans, numbers are sympy numbers; `num` and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from sympy.logic.boolalg import BooleanFunction
 
 from attnopt.expr import FloorDiv, Maximum, Minimum, Mod, Trunc, Where, is_boolean
 from attnopt.expr import as_number as num
+from attnopt.expr import number as ex_number
 from attnopt.expr import truth as log
 
 
@@ -68,6 +70,8 @@ def _power(x: Any, y: Any) -> sp.Expr:
         return num(x) ** y
     if y == sp.Rational(1, 2):
         return sp.sqrt(num(x))
+    if not y.is_number and num(x).is_Rational and x > 0:  # a decay: 0.9**distance
+        return sp.exp(num(y) * ex_number(math.log(x)))
     raise NotImplementedError("a power that is no small integer")
 
 
@@ -121,6 +125,32 @@ def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
     return x + y
 
 
+def _halves(x: Any, above: sp.Expr, below: sp.Expr) -> sp.Expr:
+    """Another slope on each side of zero, without a comparison that rounding could decide."""
+    return above * Maximum(num(x), sp.S.Zero) + below * Minimum(num(x), sp.S.Zero)
+
+
+def _elu(x: Any, alpha: Any = sp.S.One, scale: Any = sp.S.One, input_scale: Any = sp.S.One) -> sp.Expr:
+    below = sp.exp(Minimum(num(x), sp.S.Zero) * num(input_scale)) - 1
+    return num(scale) * (Maximum(num(x), sp.S.Zero) + num(alpha) * below)
+
+
+def _softplus(x: Any, beta: Any = sp.S.One, threshold: Any = sp.Integer(20)) -> sp.Expr:
+    """`log(1 + exp(x))`. Beyond the threshold the source returns x, which differs by less than a rounding."""
+    if num(threshold) < 20:
+        raise NotImplementedError("a softplus that is cut off early")
+    x = num(x) * num(beta)
+    return (Maximum(x, sp.S.Zero) + sp.log(1 + sp.exp(-sp.Abs(x)))) / num(beta)
+
+
+def _gelu(x: Any, approximate: str = "none") -> sp.Expr:
+    x = num(x)
+    if approximate == "none":
+        return x * (1 + sp.erf(x * ex_number(0.5**0.5))) / 2
+    inner = ex_number((2 / math.pi) ** 0.5) * (x + ex_number(0.044715) * x**3)
+    return x * (1 + sp.tanh(inner)) / 2
+
+
 POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::add": _add,
     "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, y, -num(alpha)),
@@ -141,6 +171,16 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::erf": lambda x: sp.erf(num(x)),
     "aten::sigmoid": lambda x: 1 / (1 + sp.exp(-num(x))),
     "aten::relu": lambda x: Maximum(num(x), sp.S.Zero),
+    "aten::relu6": lambda x: _clamp(x, sp.S.Zero, sp.Integer(6)),
+    "aten::hardtanh": lambda x, low=sp.S.NegativeOne, high=sp.S.One: _clamp(x, low, high),
+    "aten::leaky_relu": lambda x, slope=sp.Rational(0.01): _halves(x, sp.S.One, num(slope)),
+    "aten::elu": _elu,
+    "aten::softplus": _softplus,
+    "aten::log_sigmoid": lambda x: -_softplus(-num(x)),
+    "aten::silu": lambda x: num(x) / (1 + sp.exp(-num(x))),
+    "aten::gelu": _gelu,
+    "aten::log1p": lambda x: sp.log(1 + num(x)),
+    "aten::expm1": lambda x: sp.exp(num(x)) - 1,
     "aten::sqrt": lambda x: sp.sqrt(num(x)),
     "aten::rsqrt": lambda x: 1 / sp.sqrt(num(x)),
     "aten::reciprocal": lambda x: 1 / num(x),

@@ -14,13 +14,14 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
+from attnopt.analysis.linear_form import linear_form
 from attnopt.errors import Decline
 from attnopt.graph import op_name, value
 from attnopt.patterns import rows
-from attnopt.patterns.contraction import Side, contract, extent
+from attnopt.patterns.contraction import CONTRACTIONS, Side, contract, extent, factors, is_contraction, pair
 from attnopt.patterns.dependence import LINEAR, Walk
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import CONTRACTIONS, Lifter
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.operands import Place
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.site import Frame, Parts, build, frame, width
@@ -28,31 +29,43 @@ from attnopt.patterns.softmax import folded_heads
 from attnopt.patterns.views import CASTS, VIEWS, shape
 from attnopt.region import Region
 
-PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm"}
+PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm", "aten::addmm", "aten::mm"}
+_SCORES = {*PRODUCTS, "aten::baddbmm"}
 _MAXIMA = {"aten::amax", "aten::max.dim"}
-_BETWEEN = {*POINTWISE, *VIEWS, *CASTS, *rows.REDUCTIONS, *_MAXIMA, "aten::dropout", "aten::detach"}
+_BETWEEN = {*POINTWISE, *VIEWS, *CASTS, *rows.REDUCTIONS, *_MAXIMA, "aten::dropout", "aten::detach", "aten::tril", "aten::triu"}
 _STEPS = 64
 _WEIGHTS = ("p_", "b_", "c_")
 
 
 def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
     """The attention that ends in this contraction; None if no product of queries and keys leads to it."""
-    if op_name(node) not in PRODUCTS or value(node).dim() < 3:
-        return None
-    for order in (0, 1):
-        if not leads(_operand(node, order), PRODUCTS, _BETWEEN):
+    tensors = terms(node)
+    for order, tensor in enumerate(tensors):
+        if leads(tensor, _SCORES, _BETWEEN) is None:
             continue
         fold = folded_heads(node) if value(node).dim() == 3 else None
         for heads in (fold, None) if fold is not None else (None,):
             found = _read(node, order, constants, heads)
+            if isinstance(found, Region) and linear_form(found.spec) is None:
+                # A decay by distance is read as a table; as a formula it may make the attention linear.
+                deep = _read(node, order, constants, heads, deep=True)
+                found = deep if isinstance(deep, Region) and linear_form(deep.spec) is not None else found
             if found is not None:
                 return found
     return None
 
 
-def _operand(node: fx.Node, order: int) -> fx.Node:
-    tensors = node.args[1] if op_name(node) == "aten::einsum" else node.args
-    return tensors[min(order, len(tensors) - 1)]  # type: ignore[index,arg-type,return-value]
+def terms(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The two tensors that a product of batches multiplies and sums; nothing for any other node."""
+    if op_name(node) not in PRODUCTS or value(node).dim() < 3 or not is_contraction(node):
+        return ()
+    found = pair(node, marks(node), ex.k)
+    return () if found is None else (found[0][0], found[1][0])
+
+
+def marks(node: fx.Node) -> tuple[sp.Symbol, ...]:
+    """One symbol for each dimension."""
+    return tuple(sp.Symbol(f"o{i}", integer=True, nonnegative=True) for i in range(value(node).dim()))
 
 
 def leads(node: fx.Node, targets: Iterable[str], through: Iterable[str]) -> fx.Node | None:
@@ -72,30 +85,33 @@ def leads(node: fx.Node, targets: Iterable[str], through: Iterable[str]) -> fx.N
 
 def sides(output: fx.Node, order: int) -> tuple[int, int] | None:
     """The output's dimensions of the query position and of the value width, if operand `order` holds the weights."""
-    marks = tuple(sp.Symbol(f"o{i}", integer=True, nonnegative=True) for i in range(value(output).dim()))
-    operands = contract(output, marks, ex.k)
+    at = marks(output)
+    operands = pair(output, at, ex.k)
     if operands is None:
         return None
     weights, values = operands if order == 0 else operands[::-1]
-    own = [i for i, m in enumerate(marks) if m in weights[1] and m not in values[1] and shape(output)[i] != 1]
-    wide = [i for i, m in enumerate(marks) if m in values[1] and m not in weights[1] and shape(output)[i] != 1]
+    own = [i for i, m in enumerate(at) if m in weights[1] and m not in values[1] and shape(output)[i] != 1]
+    wide = [i for i, m in enumerate(at) if m in values[1] and m not in weights[1] and shape(output)[i] != 1]
     return (own[0], wide[0]) if len(own) == len(wide) == 1 else None
 
 
-def _read(node: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold: int | None) -> Region | Decline | None:
+def _read(
+    node: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold: int | None, deep: bool = False
+) -> Region | Decline | None:
     dims = sides(node, order)
     if dims is None:
         return None
     framed = frame(node, *dims, extent(node), sp.S.Zero, fold)
     if isinstance(framed, Decline):
         return None
-    lifter = Lifter(framed.sizes, constants)
-    operands = contract(node, framed.index, ex.k)
+    lifter = Lifter(framed.sizes, constants, deep=deep)
+    operands = pair(node, framed.index, ex.k)
     assert operands is not None
+    others = sp.Mul(*[ex.as_number(lifter.lift(*side)) for side in factors(node, framed.index)])
     weights, values = operands if order == 0 else operands[::-1]
     found = ex.as_number(lifter.lift(*weights))
     products = [p for load in found.atoms(ex.Load) if (p := product(load, lifter))]
-    if len({load for load, _, _ in products}) != 1:
+    if len({load for load, _, _ in products}) != 1 or others.has(width):
         return None
     load, query, key = products[0]
     if not _activations(framed, query, key, values):
@@ -112,7 +128,7 @@ def _read(node: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold
     parts = Parts(
         "pointwise", node, node, row.masked,
         Place(*query, ex.q, ex.d), Place(*key, ex.k, ex.d), Place(*values, ex.k, width),
-        gate, dropped, made, row.normalizer, row.weight if gate is sp.S.One else sp.S.One,
+        gate * others, dropped, made, row.normalizer, row.weight if gate is sp.S.One else sp.S.One,
     )  # fmt: skip
     region = build(parts, framed, lifter)
     return None if isinstance(region, Region) and _over_channels(region) else region
@@ -121,7 +137,7 @@ def _read(node: fx.Node, order: int, constants: Mapping[str, torch.Tensor], fold
 def product(load: ex.Load, lifter: Lifter) -> tuple[ex.Load, Side, Side] | None:
     """The load of a product of queries and keys, with its query and key sides."""
     made = lifter.nodes.get(load.args[0].name)
-    if op_name(made) not in CONTRACTIONS or not extent(made).is_Integer:
+    if not is_contraction(made) or not extent(made).is_Integer:
         return None
     found = contract(made, load.args[1:], ex.d)
     if found is None:
@@ -140,12 +156,12 @@ def _plain(row: rows.Row) -> bool:
 
 
 def _activations(framed: Frame, query: Side, key: Side, values: Side) -> bool:
-    """Whether keys and values are computed from the model's inputs, for each batch entry on its own."""
+    """Whether all three are computed from the model's inputs, keys and values for each batch entry on its own."""
     entries = {b for b in framed.batch if framed.extent(b) != 1}
     for node, index in (key, values):
-        if entries - {x for i in index for x in i.free_symbols} or not is_activation(node):
+        if entries - {x for i in index for x in i.free_symbols}:
             return False
-    return not {x for i in query[1] for x in i.free_symbols}.isdisjoint({*entries, ex.h, ex.q})
+    return all(is_activation(node) for node, _ in (query, key, values))
 
 
 def is_activation(node: fx.Node) -> bool:

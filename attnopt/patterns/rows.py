@@ -18,7 +18,8 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import HUGE, Masked, split
-from attnopt.patterns.views import Index, shape
+from attnopt.patterns.gathers import trailing
+from attnopt.patterns.views import Index, same, shape
 from attnopt.spec import EmptyRow, Normalizer, Pointwise, Softmax
 
 REDUCTIONS = {"aten::sum", "aten::mean", "aten::linalg_vector_norm", "aten::norm"}
@@ -146,8 +147,10 @@ def _reduction(load: ex.Load, product: ex.Load, lifter: Lifter) -> _Sum | Declin
     return _Sum(load, raw.xreplace({product: ex.s}), factor)
 
 
-def summed(node: fx.Node, index: Index, lifter: Lifter) -> tuple[sp.Expr, sp.Expr] | None:
-    """For a sum over one dimension: the summand at key `k`, and a factor of the sum."""
+def summed(
+    node: fx.Node, index: Index, lifter: Lifter, over: sp.Symbol = ex.k
+) -> tuple[sp.Expr, sp.Expr] | None:
+    """For a sum over one dimension, as long as the coordinate `over`: the summand there, and a factor of the sum."""
     a = arguments(node)
     rank = len(shape(node.args[0]))
     dims = a.get("dim")
@@ -158,7 +161,9 @@ def summed(node: fx.Node, index: Index, lifter: Lifter) -> tuple[sp.Expr, sp.Exp
     place, at = dims[0] % rank, list(index)
     if len(at) != rank:
         at.insert(place, sp.S.Zero)
-    at[place] = ex.k
+    at[place] = over
+    if not same(shape(node.args[0])[place], lifter.sizes.sizes[over]):
+        return None
     summand = ex.as_number(lifter.lift(node.args[0], tuple(at)))
     factor = 1 / shape(node.args[0])[place] if op_name(node) == "aten::mean" else sp.S.One
     return sp.Abs(summand) if absolute else summand, factor

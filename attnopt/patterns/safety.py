@@ -40,7 +40,7 @@ def unsafe(operands: Mapping[str, Any], captured: Iterable[Any], made: fx.Node, 
         return Decline(mixed, made)
     for role, node in (*operands.items(), *((f"%{n}", n) for n in captured)):
         if isinstance(node, fx.Node) and depends(node, made):
-            what = _ROLES.get(role, "what the score, the mask or the gate reads")
+            what = _ROLES.get(role, "what is read beside query, key and value")
             return Decline(f"{what} is computed from the scores, so all of them would still have to be made", node)
     return None
 

@@ -13,6 +13,7 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns import weights
 from attnopt.patterns.applied import Applied, Rows, apply, finish, folded_heads, is_applying
+from attnopt.patterns.byhand import quotient
 from attnopt.patterns.shifts import unshifted
 from attnopt.patterns.views import CASTS, VIEWS, Index, same, shape
 from attnopt.region import Region
@@ -80,30 +81,36 @@ def _read(
     site = apply(output, lambda n: n in way or _through(n, way), constants, fold, (node,))
     if isinstance(site, Decline):
         return site
-    heart = [load for load in site.weights.atoms(ex.Load) if load.args[0].name == node.name]
-    changed = weights.read(site.weights.xreplace({heart[0]: weights.P})) if len(heart) == 1 else None
-    if changed is None:
+    hearts = [load for load in site.weights.atoms(ex.Load) if load.args[0].name == node.name]
+    if len(hearts) != 1:
         return Decline(_CHANGED, site.node)
-    index, dim = heart[0].args[1:], arguments(node)["dim"] % len(heart[0].args[1:])
+    index, dim = hearts[0].args[1:], arguments(node)["dim"] % len(hearts[0].args[1:])
     offset = index[dim] - ex.k
     over = offset.is_Integer or (index[dim] == 0 and site.frame.single(ex.k))
     if not over or any(i.has(ex.k) for n, i in enumerate(index) if n != dim):
         return Decline("the softmax does not run over the keys", node)
-    dropout = dict(site.lifter.dropout)
     columns = _columns(node, site, index, dim)
     if isinstance(columns, Decline):
         return columns
-    if columns and changed.factor.has(ex.k):
-        return Decline(_CHANGED, site.node)
-    logit, *others = [ex.as_number(site.lifter.lift(node.args[0], i)) for i in (index, *columns)]
+    dropout = dict(site.lifter.dropout)
+    site.lifter.limit = torch.finfo(value(node.args[0]).dtype).max
+    logits = [ex.as_number(site.lifter.lift(node.args[0], i)) for i in (index, *columns)]
     if set(site.lifter.dropout) - set(dropout):
         return Decline("dropout acts on the scores", node)
-    logit, *others = unshifted([logit, *others], site.lifter)
+    rows = _rows(site, hearts[0], logits)
+    return finish(node, output, site, rows, dropout) if rows is not None else Decline(_CHANGED, site.node)
+
+
+def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
+    """What the softmax is of, and what becomes of its weights, which may be normalised once more."""
+    logit, *columns = unshifted(logits, site.lifter)
     logit = sp.expand_mul(logit, deep=False) if isinstance(logit, sp.Mul) else logit
-    if any(x.has(ex.k) for x in others):
-        return Decline("the softmax does not run over the keys", node)
-    rows = Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(others))
-    return finish(node, output, site, rows, dropout)
+    again = None if columns else quotient(site.weights, site.lifter, {heart: logit})
+    logit = logit if again is None else again.logit
+    changed = weights.read(site.weights.xreplace({heart: weights.P}) if again is None else again.factor)
+    if changed is None or any(x.has(ex.k) for x in columns) or (columns and changed.factor.has(ex.k)):
+        return None
+    return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns))
 
 
 def _through(node: fx.Node, way: set[fx.Node]) -> bool:

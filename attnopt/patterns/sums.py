@@ -15,11 +15,11 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
-from attnopt.patterns.contraction import Side, contract, extent
-from attnopt.patterns.lift import CONTRACTIONS, Lifter
+from attnopt.patterns.contraction import Side, extent, factors, is_contraction, pair
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.operands import Place
 from attnopt.patterns.ops import POINTWISE
-from attnopt.patterns.pointwise import PRODUCTS, product, sides
+from attnopt.patterns.pointwise import product, sides, terms
 from attnopt.patterns.site import Frame, Parts, build, frame, width
 from attnopt.patterns.softmax import SOFTMAX, folded_heads
 from attnopt.patterns.views import CASTS, VIEWS, same, shape
@@ -28,6 +28,13 @@ from attnopt.region import Region
 
 _THROUGH = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::stack", "aten::cat"}
 _STEPS = 48
+
+
+class _Softmaxes(set[fx.Node]):
+    """Every softmax of a graph, which is not walked for it."""
+
+    def __contains__(self, node: object) -> bool:
+        return op_name(node) in SOFTMAX
 
 
 def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
@@ -52,9 +59,8 @@ def _applied(node: fx.Node) -> tuple[fx.Node, int] | None:
     while queue and len(seen) < _STEPS:
         current = queue.pop(0)
         for user in current.users:
-            if op_name(user) in PRODUCTS:
-                tensors = user.args[1] if op_name(user) == "aten::einsum" else user.args
-                return user, list(tensors).index(current)  # type: ignore[arg-type]
+            if current in terms(user):
+                return user, terms(user).index(current)
             through = op_name(user) in _THROUGH or not op_name(user)
             if user not in seen and user.op == "call_function" and through:
                 seen.add(user)
@@ -68,29 +74,30 @@ def _read(
     dims = sides(output, order)
     if dims is None:
         return None
-    count, terms, claims = 1, [], set()
-    while len(terms) < count:
+    count, found, claims = 1, [], set()
+    while len(found) < count:
         framed = frame(output, *dims, extent(output), sp.S.Zero, fold)
         if isinstance(framed, Decline):
             return None
         lifter = Lifter(framed.sizes, constants)
-        lifter.stops.update(n for n in output.graph.nodes if op_name(n) in SOFTMAX)
-        operands = contract(output, framed.index, ex.k)
-        assert operands is not None
+        lifter.stops = _Softmaxes()
+        operands = pair(output, framed.index, ex.k)
+        if operands is None or factors(output, framed.index):
+            return None
         weights, values = operands if order == 0 else operands[::-1]
         hearts = _hearts(lifter.lift(*weights), lifter)
         if hearts is None or lifter.dropout:
             return None
-        heart, factor = hearts[len(terms)]
+        heart, factor = hearts[len(found)]
         count = len(hearts)
         if min(lifter.nodes[h.args[0].name] for h, _ in hearts) is not node or (count == 1 and not _signed(factor, lifter)):
             return None
         term = _term(heart, factor, output, framed, lifter, values)
         if not isinstance(term, Region):
             return term
-        terms.append(term)
+        found.append(term)
         claims.add(term.anchor)
-    return terms[0].replace(merge=tuple(terms[1:]), claims=frozenset(claims - {node}))
+    return found[0].replace(merge=tuple(found[1:]), claims=frozenset(claims - {node}))
 
 
 def _hearts(weights: sp.Basic, lifter: Lifter) -> list[tuple[ex.Load, sp.Expr]] | None:
@@ -110,7 +117,7 @@ def _hearts(weights: sp.Basic, lifter: Lifter) -> list[tuple[ex.Load, sp.Expr]] 
 
 def _signed(factor: sp.Expr, lifter: Lifter) -> bool:
     """Whether a factor is made of a product of queries and keys, as the sign of a score is."""
-    return any(op_name(lifter.nodes[x.args[0].name]) in CONTRACTIONS for x in factor.atoms(ex.Load))
+    return any(is_contraction(lifter.nodes[x.args[0].name]) for x in factor.atoms(ex.Load))
 
 
 def _weighs(factor: sp.Expr) -> bool:

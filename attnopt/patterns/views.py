@@ -143,6 +143,17 @@ def _repeat_interleave(a: dict[str, Any], index: Index, out: list[sp.Expr], size
     return a["self"], old
 
 
+def _stack(a: dict[str, Any], index: Index, out: list[sp.Expr], sizes: Sizes) -> Any:
+    """One tensor several times, or a place that is known: anything else is a choice and no view."""
+    dim, tensors = _wrap(a["dim"], len(index)), a["tensors"]
+    rest = [*index[:dim], *index[dim + 1 :]]
+    if all(t is tensors[0] for t in tensors):
+        return tensors[0], rest
+    if not index[dim].is_Integer:
+        raise NotImplementedError("a stack of different tensors")
+    return tensors[int(index[dim])], rest
+
+
 def _same(a: dict[str, Any], index: Index, out: list[sp.Expr], sizes: Sizes) -> Any:
     return a.get("self", a.get("input")), index
 
@@ -174,6 +185,7 @@ VIEWS: dict[str, Callable[[dict[str, Any], Index, list[sp.Expr], Sizes], Any]] =
     "aten::roll": _roll,
     "aten::repeat": _repeat,
     "aten::repeat_interleave": _repeat_interleave,
+    "aten::stack": _stack,
     "aten::contiguous": _same,
     "aten::clone": _same,
     "aten::alias": _same,

@@ -17,6 +17,7 @@ from attnopt.codegen import cpp
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
+from attnopt.runtime import linear
 from attnopt.runtime.build import build
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.native import Native, check_rows, layout_of
@@ -120,6 +121,10 @@ class Dispatcher:
         if 0 in (*q.shape, k.shape[2]):
             return self._finish(site, reference(site.spec, q, k, v, captures, scalars))
         with self.lock:
+            backend, result = self._linear(site, q, k, v, captures, scalars)
+            if result is not None:
+                site.shapes[shape], site.used = backend, backend.name
+                return self._finish(site, result)
             backend = self._backend(site, q, captures)
             result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name == "cpp" else None
             if result is None and backend.name == "cpp":
@@ -129,6 +134,18 @@ class Dispatcher:
             site.shapes[shape] = backend
             site.used = backend.name
         return self._finish(site, result or backend(q, k, v, captures, scalars))
+
+    def _linear(
+        self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Any, tuple[Tensor, None] | None]:
+        """The linear form and its result, where the spec has one that pays and that is as right as eager PyTorch."""
+        backend = linear.chosen(site.spec, q, k) if self.options.kernel == "auto" else None
+        if backend is None or self.options.disable:
+            return None, None
+        result = backend(q, k, v, captures, scalars)
+        if self.options.first_use_check and not check_rows(site.spec, (q, k, v), captures, scalars, *result).ok:
+            return None, None
+        return backend, result
 
     def _tried(
         self,

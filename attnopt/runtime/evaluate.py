@@ -20,6 +20,11 @@ def _to_int(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.int64)
 
 
+def _snap(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    nearest = torch.round(x.detach() / unit) * unit
+    return torch.where(nearest.isfinite(), nearest + (x - x.detach()), x)
+
+
 def _power(base: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     if not base.is_floating_point() and (exponent.is_floating_point() or bool((exponent < 0).any())):
         base = base.to(exponent.dtype if exponent.is_floating_point() else torch.float32)
@@ -40,6 +45,7 @@ _TABLE: dict[type, Callable[..., torch.Tensor]] = {
     ex.Minimum: torch.minimum,
     ex.Where: torch.where,
     ex.Trunc: lambda x: _to_int(torch.trunc(x)),
+    ex.Snap: _snap,
     sp.floor: lambda x: _to_int(torch.floor(x)),
     sp.Abs: torch.abs,
     sp.exp: torch.exp,
@@ -117,10 +123,28 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
         return torch.tensor(int(expr), dtype=torch.int64, device=scope.device)
     if expr.is_number:
         return torch.tensor(float(expr), dtype=_constant_dtype(scope.dtype), device=scope.device)
+    squashed = _squashed(expr)
+    if squashed is not None:
+        function, inner = squashed
+        return function(_arguments(expr, [evaluate(inner, scope)], scope)[0])
     function = _TABLE.get(sp.exp if isinstance(expr, sp.exp) else expr.func)
     if function is None:
         raise SpecError(f"the reference cannot evaluate {expr.func.__name__} in {show(expr)}.")
     return function(*_arguments(expr, [evaluate(a, scope) for a in ex.sides(expr)], scope))
+
+
+def _squashed(expr: sp.Basic) -> tuple[Callable[..., torch.Tensor], sp.Basic] | None:
+    """`1/(1 + exp(x))` and `log(1 + exp(x))`: as they stand their gradients overflow where the value does not."""
+    reciprocal = isinstance(expr, sp.Pow) and expr.args[1] == -1
+    inside = expr.args[0] if reciprocal or isinstance(expr, sp.log) else None
+    terms = inside.args if isinstance(inside, sp.Add) else ()
+    if len(terms) != 2 or terms[0] != 1 or not isinstance(terms[1], sp.exp):
+        return None
+    return (_falling if reciprocal else torch.nn.functional.softplus), terms[1].args[0]
+
+
+def _falling(x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(-x)
 
 
 _FLOAT_FUNCTIONS = (sp.exp, sp.log, sp.tanh, sp.sin, sp.cos, sp.erf)

@@ -27,7 +27,7 @@ def _sizes(grid: Grid) -> dict[sp.Symbol, int]:
     return {**dict(zip(ex.SIZES, grid.shape, strict=True)), START: grid.scalars["start"]}
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.one_of(KEEPS, STATIC_KEEPS), grids(), st.tuples(st.integers(1, 4), st.integers(1, 4)))
 def test_a_class_is_never_wrong(keep: sp.Basic, grid: Grid, block: tuple[int, int]) -> None:
     found = block_map(keep, _sizes(grid), block).classes

@@ -26,7 +26,7 @@ def _dense(node: Node, grid: Grid) -> Array:
     return grid.dense(found)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(KEEPS, grids())
 def test_a_solution_is_the_mask(keep: sp.Basic, grid: Grid) -> None:
     np.testing.assert_array_equal(_dense(solve(keep), grid), grid.dense(keep), err_msg=f"{keep}: {solve(keep)}")

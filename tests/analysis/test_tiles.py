@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from attnopt import expr as ex
 from attnopt.analysis.tiles import analyse, classify, evaluate, key_ranges, q0, q1
 from attnopt.expr import h, k, n_k, n_q, q
 from attnopt.spec import AttentionSpec, Heads
+from tests.analysis.keeps import START, STATIC_KEEPS
 
 _NUMBER = st.integers(-12, 12)
 _FACTOR = st.integers(-3, 3)
@@ -41,12 +43,12 @@ def _holds(keep: sp.Basic, values: dict[sp.Symbol, int]) -> bool:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(_MASKS, st.integers(1, 9), st.integers(1, 12), st.data())
+@given(st.one_of(_MASKS, STATIC_KEEPS), st.integers(1, 9), st.integers(1, 12), st.data())
 def test_ranges_are_sound(mask: sp.Basic, queries: int, keys: int, data: st.DataObject) -> None:
     keep = ex.canon(mask)
     first = data.draw(st.integers(0, queries - 1))
     last = data.draw(st.integers(first + 1, queries))
-    sizes = {n_q: queries, n_k: keys, h: data.draw(st.integers(0, 2))}
+    sizes = {n_q: queries, n_k: keys, h: data.draw(st.integers(0, 2)), START: 3}
     lo, hi, full_lo, full_hi = (evaluate(e, {**sizes, q0: first, q1: last}) for e in key_ranges(analyse(keep).bounds))
     for row in range(first, last):
         for key in range(keys):
@@ -79,6 +81,37 @@ def test_bottom_right_and_window_are_exact() -> None:
 def test_union_with_a_prefix_is_one_range() -> None:
     assert classify(_spec(sp.Or(k < 5, k <= q)), (4, 8), (0, 5), {n_q: 20, n_k: 20}) == "full"
     assert classify(_spec(sp.Or(k < 5, k <= q)), (0, 3), (5, 20), {n_q: 20, n_k: 20}) == "empty"
+
+
+_BLOCK = sp.Eq(ex.FloorDiv(k, 16), ex.FloorDiv(q, 16))
+_ROWS = sp.Abs(ex.FloorDiv(k, 16) - ex.FloorDiv(q, 16)) <= 1
+# Name, mask, tile of queries, and the ends `lo, hi, full_lo, full_hi` for 64 queries by 64 keys.
+ENDS = (
+    ("chunked", sp.And(k <= q, _BLOCK), (20, 24), (16, 24, 16, 21)),
+    ("blocks", _BLOCK, (20, 24), (16, 32, 16, 32)),
+    ("blocks across a border", _BLOCK, (12, 20), (0, 32, 16, 16)),
+    ("block-causal", ex.FloorDiv(k, 16) <= ex.FloorDiv(q, 16), (16, 32), (0, 32, 0, 32)),
+    ("coarse queries", k <= ex.FloorDiv(q, 2), (16, 32), (0, 16, 0, 9)),
+    ("neighbourhood", sp.And(_ROWS, sp.Abs(ex.Mod(k, 16) - ex.Mod(q, 16)) <= 2), (32, 36), (16, 64, 0, 0)),
+    ("dilated", sp.And(k <= q, sp.Eq(ex.Mod(q - k, 2), 0)), (8, 16), (0, 16, 0, 0)),
+    ("clamped", k >= ex.Minimum(ex.Maximum(q - 4, 0), n_k - 9), (8, 12), (4, 64, 7, 64)),
+    ("first keys and window", sp.And(k <= q, sp.Or(k < 4, q - k < 8)), (32, 36), (0, 36, 28, 33)),
+)
+
+
+@pytest.mark.parametrize(("name", "keep", "tile", "ends"), ENDS, ids=[e[0] for e in ENDS])
+def test_ends_are_tight(name: str, keep: sp.Basic, tile: tuple[int, int], ends: tuple[int, ...]) -> None:
+    sizes = {n_q: 64, n_k: 64, q0: tile[0], q1: tile[1]}
+    found = tuple(evaluate(e, sizes) for e in key_ranges(analyse(ex.canon(keep)).bounds))
+    assert found[:2] == ends[:2]
+    assert found[2:] == ends[2:] or (found[2] >= found[3] and ends[2] >= ends[3])
+
+
+def test_classes_see_what_ranges_do_not() -> None:
+    far = sp.And(k <= q, sp.Or(k < 4, q - k < 8))
+    assert classify(_spec(far), (32, 36), (8, 16), {n_q: 64, n_k: 64}) == "empty"
+    columns = sp.Abs(ex.Mod(k, 16) - ex.Mod(q, 16)) <= 2
+    assert classify(_spec(columns), (32, 36), (24, 32), {n_q: 64, n_k: 64}) == "empty"
 
 
 def test_data_leaves_no_tile_full_and_coordinates_still_count() -> None:

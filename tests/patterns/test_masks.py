@@ -10,7 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.expr import k, q, s
-from attnopt.patterns.masks import split
+from attnopt.patterns.masks import Masked, split
 from attnopt.spec import EmptyRow
 
 MIN = ex.number(torch.finfo(torch.float32).min)
@@ -51,6 +51,10 @@ def test_rows_are_those_of_the_dense_softmax(name: str, logit: sp.Expr, empty: E
     found = split(logit)
     assert found.empty_row is empty
     assert (found.keep != sp.true) == masked
+    _agrees(found, logit)
+
+
+def _agrees(found: Masked, logit: sp.Expr) -> None:
     scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
     want = _logits(logit, scores).softmax(-1)
     kept = torch.tensor(
@@ -58,6 +62,15 @@ def test_rows_are_those_of_the_dense_softmax(name: str, logit: sp.Expr, empty: E
     )
     got = _logits(found.score, scores).masked_fill(~kept, -torch.inf).softmax(-1)
     bare = ~kept.any(-1)
-    fill = {EmptyRow.NAN: torch.nan, EmptyRow.ZERO: 0.0, EmptyRow.UNIFORM: 0.25}[empty]
+    fill = {EmptyRow.NAN: torch.nan, EmptyRow.ZERO: 0.0, EmptyRow.UNIFORM: 0.25}[found.empty_row]
     got[bare] = fill
     torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("other", [FIRST, sp.And(KEPT, FIRST), sp.Ge(k - q, 0)], ids=str)
+def test_two_minima_that_overflow_drop_for_good_what_both_drop(other: sp.Basic) -> None:
+    logit = ex.Where(KEPT, s, MIN) + ex.Where(other, sp.S.Zero, MIN)
+    found = split(logit, limit=torch.finfo(torch.float32).max)
+    assert found.keep == ex.canon(sp.Or(KEPT, other)) and found.empty_row is EmptyRow.NAN
+    _agrees(found, logit)
+    assert split(logit, limit=torch.finfo(torch.float64).max).keep == sp.true

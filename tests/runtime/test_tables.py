@@ -26,7 +26,7 @@ def _filled(keep: sp.Basic, grid: Grid, block: tuple[int, int]) -> tuple[Filled,
     return filled, classes(made, ends, sizes, block).classes  # type: ignore[arg-type]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(KEEPS, grids(), st.tuples(st.integers(1, 4), st.integers(1, 4)))
 def test_classes_are_never_wrong(keep: sp.Basic, grid: Grid, block: tuple[int, int]) -> None:
     filled, found = _filled(keep, grid, block)

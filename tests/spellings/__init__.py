@@ -1,0 +1,11 @@
+"""The spelling matrix: ways to write attention, and the spec that each must be read as."""
+
+from __future__ import annotations
+
+from tests.spellings import biases, contractions, layouts, masks, normalisers, scales, sdpa
+from tests.spellings.row import Spelling
+
+GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa)
+SPELLINGS: tuple[Spelling, ...] = tuple(row for group in GROUPS for row in group.ROWS)
+
+__all__ = ["GROUPS", "SPELLINGS", "Spelling"]

@@ -202,7 +202,7 @@ ROWS = (
     Spelling("softmax_plus_one_first", _plus_one_first, f"{PLAIN}; sink 0"),
     Spelling("softmax_plus_one_logsumexp", _plus_one_logsumexp, f"{PLAIN}; sink 0"),
     Spelling("sink_column", _sink_column, f"{PLAIN}; sink bias[h]", extra=(ramp(4),), kernel="auto"),
-    Spelling("gpt_oss", _gpt_oss, "4 heads, d=8; score s/8; keep mask[b, k] (empty row: zero); sink bias[h]", extra=(ramp(4), PAD_ROWS)),
+    Spelling("gpt_oss", _gpt_oss, "4 heads, d=8; score s/8; keep mask[b, k] (empty row: uniform); sink bias[h]", extra=(ramp(4), PAD_ROWS)),
     Spelling("sink_first", _sink_first, f"{PLAIN}; sink bias[h]", extra=(ramp(4),)),
     Spelling("sink_by_exp", _sink_by_exp, f"{PLAIN}; sink bias[h]", extra=(ramp(4),)),
     Spelling("weights_masked_again", _weights_masked, ZERO, extra=EMPTY),

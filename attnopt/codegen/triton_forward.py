@@ -1,0 +1,225 @@
+"""T1: the tiled forward in Triton. One program makes one tile of queries of one head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy as sp
+
+from attnopt import expr as ex
+from attnopt.codegen.base import Layout
+from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
+from attnopt.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel: `kind` is a pointer to the dtype it names, `size`, `stride` or `scalar`.
+
+    `of` is the tensor that it points to or is a stride of, and `dim` the dimension of a stride.
+    """
+
+    name: str
+    kind: str
+    of: str = ""
+    dim: int = 0
+
+
+def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argument], list[Argument]]:
+    """Pointers and strides of tensors given as name, dtype and rank."""
+    pointers = [Argument(f"{name}_ptr", dtype, name) for name, dtype, _ in names]
+    strides = [
+        Argument(f"{name}_stride{dim}", "stride", name, dim) for name, _, rank in names for dim in range(max(rank, 0))
+    ]
+    return pointers, strides
+
+
+def forward_arguments(spec: AttentionSpec, layout: Layout) -> list[Argument]:
+    """What the kernel is called with, in order."""
+    captures = [
+        (c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)
+    ]
+    tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
+    pointers, strides = tensor_arguments(tensors)
+    lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
+    sizes = [Argument(name, "size") for name in ("n_b", "n_q", "n_k")]
+    scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
+    return [*pointers, *lse, *sizes, *strides, *scalars]
+
+
+def forward(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
+    """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
+    made = parts(spec, layout)
+    given = forward_arguments(spec, layout)
+    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made), *made.start]
+    setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
+    body = visit_body(made)
+    available = [*(a.name for a in given), *assigned(setup)]
+    state = ["acc", *made.state]
+    wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
+    visits = visit_calls(made, state, wanted)
+    main = [*setup, *visits, *made.finish, *_store(spec)]
+    return "\n".join([visit_function(state, wanted, body), "", "", kernel_text("attention_forward", _ABOUT, given, main)]), given
+
+
+_ABOUT = "One tile of queries of one head."
+
+
+def kernel_text(name: str, about: str, given: Sequence[Argument], body: Sequence[str]) -> str:
+    """A kernel. Sizes and scalars are not specialised for, so that a new length is no new kernel."""
+    plain = [a.name for a in given if a.kind in ("size", "scalar")]
+    return "\n".join(
+        [
+            f"@triton.jit(do_not_specialize=[{', '.join(repr(x) for x in plain)}])",
+            f"def {name}(",
+            *indent(_grouped(given)),
+            "):",
+            f'    """{about}"""',
+            *indent(body),
+        ]
+    )
+
+
+def _grouped(given: Sequence[Argument]) -> list[str]:
+    """Arguments by lines: pointers, sizes, the strides of each tensor, scalars."""
+    groups: dict[str, list[str]] = {}
+    for argument in given:
+        group = argument.of if argument.kind == "stride" else argument.kind if argument.kind in ("size", "scalar") else "*"
+        groups.setdefault(group, []).append(argument.name)
+    return [f"{', '.join(names)}," for names in groups.values()]
+
+
+def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[str]) -> str:
+    """The loop over keys as a function."""
+    return "\n".join(
+        [
+            "@triton.jit",
+            "def visit_keys(",
+            *indent([f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", "lo, hi, MASKED: tl.constexpr,"]),
+            "):",
+            '    """Keys [lo, hi) by tiles. Not MASKED: every query of the tile keeps every one of them."""',
+            *indent(body),
+            f"    return {', '.join(state)}",
+        ]
+    )
+
+
+def visit_body(made: Parts) -> list[str]:
+    """The loop over tiles of keys."""
+    heads = made.spec.heads
+    padded_qk, padded_v = padded(heads.d_qk), padded(heads.d_v)
+    k_valid, v_valid = "valid", "value_valid"
+    lines = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", "valid = k < n_k if MASKED else None"]
+    if padded_qk:
+        k_valid = "key_valid"
+        lines += ["in_width = d[:, None] < D_QK", "key_valid = in_width & valid if MASKED else in_width"]
+    lines += [
+        f"keys = load_keys(k_base + tl.cast(k0, tl.int64) * k_stride2 + k_offsets, {k_valid})",
+        f"s = tl.dot(queries, keys{precision(made.layout)})",
+    ]
+    inside = "k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"
+    if padded_v:
+        lines += ["in_values = dv[None, :] < D_V", f"value_valid = in_values & ({inside}) if MASKED else in_values"]
+    else:
+        lines.append(f"value_valid = {inside} if MASKED else None")
+    lines.append(f"values = load_keys(v_base + tl.cast(k0, tl.int64) * v_stride2 + v_offsets, {v_valid})")
+    return ["for k0 in range(lo, hi, BLOCK_N):", *indent([*lines, *made.tile])]
+
+
+def padded(width: int) -> bool:
+    """Whether a width is less than that of its tile: a power of two from 16 on."""
+    return width != block_width(width)
+
+
+def block_width(width: int) -> int:
+    """The width of the tile that holds rows of this width."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _program(made: Parts) -> list[str]:
+    heavy_first = made.split.static != sp.true
+    return [
+        "tiles = tl.cdiv(n_q, BLOCK_M)",
+        "tile = tl.program_id(0) % tiles",
+        *(["tile = tiles - 1 - tile  # the last tiles of a head may have the most keys"] if heavy_first else []),
+        "h = tl.program_id(0) // tiles % HEADS",
+        "b = tl.program_id(0) // tiles // HEADS",
+        "q0 = tile * BLOCK_M",
+        "q1 = tl.minimum(q0 + BLOCK_M, n_q)",
+        "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)  # rows past the end repeat the last one",
+        "d = tl.arange(0, BLOCK_D)",
+        "dv = tl.arange(0, BLOCK_DV)",
+    ]
+
+
+def load_queries(spec: AttentionSpec) -> list[str]:
+    """`queries [BLOCK_M, BLOCK_D]`."""
+    mask = ", mask=d[None, :] < D_QK, other=0.0" if padded(spec.heads.d_qk) else ""
+    return [
+        "q_base = q_ptr + tl.cast(b, tl.int64) * q_stride0 + tl.cast(h, tl.int64) * q_stride1",
+        f"queries = tl.load(q_base + tl.cast(q, tl.int64) * q_stride2 + d[None, :] * q_stride3{mask})",
+    ]
+
+
+def key_bases(spec: AttentionSpec, head: str = "h") -> list[str]:
+    """Where the keys and values of the head begin, and the offsets within a tile of them."""
+    heads = spec.heads
+    same = heads.k == heads.v and heads.k_map == heads.v_map
+    return [
+        f"key_head = {head_map(heads.k_map, heads.k, head)}",
+        f"value_head = {'key_head' if same else head_map(heads.v_map, heads.v, head)}",
+        "k_base = k_ptr + tl.cast(b, tl.int64) * k_stride0 + tl.cast(key_head, tl.int64) * k_stride1",
+        "v_base = v_ptr + tl.cast(b, tl.int64) * v_stride0 + tl.cast(value_head, tl.int64) * v_stride1",
+        "k_offsets = d[:, None] * k_stride3 + tl.arange(0, BLOCK_N)[None, :] * k_stride2",
+        "v_offsets = tl.arange(0, BLOCK_N)[:, None] * v_stride2 + dv[None, :] * v_stride3",
+    ]
+
+
+def split_ranges(made: Parts) -> list[str]:
+    """From key ranges to tiles: `first, full_first, full_last, last`."""
+    lo, hi, full_lo, full_hi = made.ends
+    lines = [
+        "# Keys that some query of the tile may keep, and those that every one keeps as far as positions decide.",
+        f"first = {'0' if lo == '0' else f'({lo}) // BLOCK_N * BLOCK_N'}",
+        f"last = tl.maximum({hi}, first)",
+    ]
+    if full_hi == "0":
+        return lines
+    if full_lo == "0":
+        lines.append("full_first = first")
+    else:
+        lines.append(f"full_first = tl.minimum(tl.cdiv(tl.maximum({full_lo}, first), BLOCK_N) * BLOCK_N, last)")
+    lines.append(f"full_last = tl.maximum(tl.minimum({full_hi}, last) // BLOCK_N * BLOCK_N, full_first)")
+    return lines
+
+
+def visit_calls(made: Parts, state: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Partial tiles, full ones, partial ones: those that can exist."""
+    _, _, full_lo, full_hi = made.ends
+    if full_hi == "0":
+        loops = [("first", "last", True)]
+    else:
+        loops = [("full_first", "full_last", False), ("full_last", "last", True)]
+        if full_lo != "0":
+            loops.insert(0, ("first", "full_first", True))
+    names = ", ".join(state)
+    return [f"{names} = visit_keys({', '.join(wanted)}, {lo}, {hi}, {masked})" for lo, hi, masked in loops]
+
+
+def _store(spec: AttentionSpec) -> list[str]:
+    inside = "inside & (dv[None, :] < D_V)" if padded(spec.heads.d_v) else "inside"
+    lines = [
+        "inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q",
+        "out_base = out_ptr + tl.cast(b, tl.int64) * out_stride0 + tl.cast(h, tl.int64) * out_stride1",
+        "out_at = out_base + tl.cast(q, tl.int64) * out_stride2 + dv[None, :] * out_stride3",
+        f"tl.store(out_at, result, mask={inside})",
+    ]
+    if "lse" in spec.returns:
+        lines.append("tl.store(lse_ptr + (tl.cast(b, tl.int64) * HEADS + h) * n_q + q, lse, mask=inside)")
+    return lines
+
+
+def mentions(spec: AttentionSpec, *symbols: sp.Symbol) -> bool:
+    """Whether any expression of the spec mentions one of the symbols."""
+    return any(ex.depends(e, *symbols) for e in spec.expressions.values())

@@ -1,0 +1,243 @@
+"""The spec's own parts of a Triton kernel: what a tile of keys does, what starts a row and what ends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import sympy as sp
+
+from attnopt import expr as ex
+from attnopt.analysis import tiles
+from attnopt.codegen.base import Layout
+from attnopt.codegen.printer import Value
+from attnopt.codegen.triton_dialect import TRITON, TritonPrinter
+from attnopt.codegen.triton_loads import TritonLoader
+from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
+
+ELEMENTS = {"float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
+_SCALARS = {x: Value(x.name, "i") for x in (ex.b, ex.h, ex.q, ex.n_b, ex.n_q, ex.n_k, tiles.q0, tiles.q1)}
+_SCALARS |= {ex.n_h: Value("HEADS", "i"), ex.t: Value("total", "f"), ex.a: Value("total_abs", "f")}
+_NOTHING = 'float("-inf")'
+
+
+def printer_of(spec: AttentionSpec, layout: Layout) -> TritonPrinter:
+    """A printer for the expressions of a spec: `q` and `h` are values of a row, `k` and `s` of a tile."""
+    scalars = {ex.scalar(name): Value(f"{name}_value", "i") for name in spec.scalars}
+    vectors = {ex.k: Value("k", "i", True), ex.s: Value("s", "f", True)}
+    return TritonPrinter(TRITON, {**_SCALARS, **scalars, **vectors}, TritonLoader(spec, layout))
+
+
+@dataclass
+class Parts:
+    """Lines of text. `start` comes before the tiles of keys, `tile` is one of them, `finish` makes `result` and `lse`.
+
+    `state` names what a tile updates beside `acc`. `lo, hi, full_lo, full_hi` are the key ranges of queries
+    `[q0, q1)`; `ranges` are the statements that they need.
+    """
+
+    spec: AttentionSpec
+    layout: Layout
+    printer: TritonPrinter
+    split: tiles.Tiles
+    ranges: list[str] = field(default_factory=list)
+    ends: tuple[str, ...] = ()
+    start: list[str] = field(default_factory=list)
+    tile: list[str] = field(default_factory=list)
+    finish: list[str] = field(default_factory=list)
+    state: tuple[str, ...] = ("m", "l")
+
+    def row_statements(self, mark: int) -> list[str]:
+        """What the printer said once per row since `mark`."""
+        return self.printer.row[mark:]
+
+
+def folded_scale(spec: AttentionSpec) -> sp.Expr | None:
+    """The number c if the logits are c*s, c above zero, and nothing but keys makes a row's sum; else None.
+
+    Then c*log2(e) is one factor. Any other logit may be as large as fp32 goes, where that factor would overflow.
+    """
+    c = spec.score.coeff(ex.s, 1)
+    plain = isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is None
+    return c if plain and c.is_number and c.is_finite and c > 0 and spec.score == c * ex.s else None
+
+
+def parts(spec: AttentionSpec, layout: Layout) -> Parts:
+    """The parts of a canonical spec. Raises `SpecError` for what cannot be printed."""
+    made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(spec.keep))
+    made.ends = tuple(made.printer.visit(e).code for e in tiles.key_ranges(made.split.bounds))
+    made.ranges = made.row_statements(0)
+    mark = len(made.printer.row)
+    if isinstance(spec.normalizer, Pointwise):
+        _pointwise(made)
+    else:
+        _softmax(made)
+    made.start += made.row_statements(mark)
+    mark = len(made.printer.row)
+    _finish(made)
+    made.finish = [*made.row_statements(mark), *made.finish]
+    return made
+
+
+def _logits(made: Parts, score: sp.Expr, name: str, nothing: str) -> list[str]:
+    """The score as `name`, with `nothing` where a key is not kept."""
+    printer, split = made.printer, made.split
+    value = printer.cast(printer.visit(score), "f", True)
+    whole = value.code if ex.depends(score, ex.s) else f"tl.zeros_like(s) + {value.code}"
+    lines = [*printer.body, *([] if (name, whole) == ("s", "s") else [f"{name} = {whole}"])]
+    block = printer.scope()
+    test = "valid" if split.static == sp.true else f"{block.visit(split.static).code} & valid"
+    lines += ["if MASKED:", *indent([*block.body, f"{name} = tl.where({test}, {name}, {nothing})"])]
+    if split.residual != sp.true:
+        block = printer.scope()
+        test = block.visit(split.residual).code
+        lines += [*block.body, f"{name} = tl.where({test}, {name}, {nothing})"]
+    return lines
+
+
+def _weights(made: Parts) -> list[str]:
+    """The factor of the weights, and the product with the values."""
+    lines = []
+    if made.spec.weight != 1:
+        block = made.printer.scope()
+        factor = block.cast(block.visit(made.spec.weight), "f", True).code
+        lines = [*block.body, f"p = p * {factor}"]
+    weights = "p" if made.layout.dtype == "float32" else f"tl.cast(p, {ELEMENTS[made.layout.dtype]})"
+    return [*lines, f"acc = tl.dot({weights}, values, acc{precision(made.layout)})"]
+
+
+def _softmax(made: Parts) -> None:
+    scale, normalizer = folded_scale(made.spec), made.spec.normalizer
+    if scale is None:
+        lines = _logits(made, made.spec.score, "logit", _NOTHING)
+        top, weight, decay = "tl.max(logit, 1, keep_dims=True)", "(logit - shift) * LOG2E", "(m - shift) * LOG2E"
+    else:  # masks on the raw scores: the factor comes with the exponential
+        lines = _logits(made, ex.s, "s", _NOTHING)
+        top, weight, decay = "tl.max(s, 1, keep_dims=True) * SCALE_LOG2E", "s * SCALE_LOG2E - shift", "m - shift"
+    made.tile = [
+        *lines,
+        f"m_next = tl.maximum(m, {top})",
+        f"shift = tl.where(m_next == {_NOTHING}, 0.0, m_next)",
+        f"p = tl.exp2({weight})",
+        f"decay = tl.exp2({decay})",
+        "l = l * decay + tl.sum(p, 1, keep_dims=True)",
+        "m = m_next",
+        "acc = acc * decay",
+        *_weights(made),
+    ]
+    made.start = ["m = " + full(_NOTHING), "l = " + full("0.0")]
+    if isinstance(normalizer, Softmax) and normalizer.sink is not None:
+        sink = made.printer.cast(made.printer.visit(normalizer.sink), "f", False).code
+        # The difference is NaN for a sink that is NaN or infinite, as a softmax over it would be.
+        made.start = [
+            f"sink = {sink}",
+            "m = " + full("0.0") + " + sink",
+            f"l = tl.where(m == {_NOTHING}, 0.0, 1.0 + (m - m))",
+        ]
+
+
+def _pointwise(made: Parts) -> None:
+    normalizer = made.spec.normalizer
+    sums = {ex.t: ("total", "p"), ex.a: ("total_abs", "tl.abs(p)")}
+    used = [names for symbol, names in sums.items() if ex.depends(normalizer.divide, symbol)]  # type: ignore[union-attr]
+    made.state = tuple(name for name, _ in used)
+    lines = _logits(made, made.spec.score, "p", "0.0")
+    lines += [f"{name} += tl.sum({what}, 1, keep_dims=True)" for name, what in used]
+    made.tile = [*lines, *_weights(made)]
+    made.start = [f"{name} = " + full("0.0") for name in made.state]
+
+
+def _finish(made: Parts) -> None:
+    """`result [BLOCK_M, BLOCK_DV]` and `lse [BLOCK_M, 1]` from the state."""
+    spec, printer = made.spec, made.printer
+    if isinstance(spec.normalizer, Pointwise):
+        divide = printer.cast(printer.visit(spec.normalizer.divide), "f", False).code
+        made.finish = ["result = acc" if spec.normalizer.divide == 1 else f"result = acc / {divide}"]
+        log = f"tl.log(tl.abs({full('0.0')} + {divide}))"
+    else:
+        made.finish = [f"empty = m == {_NOTHING}", "result = acc / tl.where(empty, 1.0, l)", *_empty(spec)]
+        log = "m + tl.log(l)" if folded_scale(spec) is None else "(m + tl.log2(l)) * LN2"
+        log = f"tl.where(empty, {_NOTHING}, {log})"
+    if spec.gate != 1:
+        gate = printer.cast(printer.visit(spec.gate), "f", False).code
+        made.finish.append(f"result = result * {gate}")
+    if "lse" in spec.returns:
+        made.finish.append(f"lse = {log}")
+
+
+_MEAN = """\
+mean = tl.zeros([1, BLOCK_DV], tl.float32)
+if tl.max(tl.cast(empty, tl.int32)) > 0:
+    for k0 in range(0, n_k, BLOCK_N):
+        places = k0 + tl.arange(0, BLOCK_N)[:, None]
+        inside = (places < n_k) & (dv[None, :] < D_V)
+        values = tl.load(v_base + tl.cast(k0, tl.int64) * v_stride2 + v_offsets, mask=inside, other=0.0)
+        mean += tl.sum(tl.cast(values, tl.float32), 0, keep_dims=True)
+result = tl.where(empty, mean / n_k, result)"""
+
+
+def _empty(spec: AttentionSpec) -> list[str]:
+    if spec.empty_row is EmptyRow.ZERO:
+        return []
+    if spec.empty_row is EmptyRow.NAN:
+        return ['result = tl.where(empty, float("nan"), result)']
+    return _MEAN.split("\n")
+
+
+def full(value: str) -> str:
+    """One number for each row."""
+    return f"tl.full([BLOCK_M, 1], {value}, tl.float32)"
+
+
+def precision(layout: Layout) -> str:
+    """The argument of a product that says how fp32 is multiplied; the others have one way."""
+    return ", input_precision=FP32" if layout.dtype == "float32" else ""
+
+
+def indent(lines: Iterable[str], width: int = 4) -> list[str]:
+    """The lines moved to the right."""
+    return [" " * width + line if line else line for line in lines]
+
+
+_ASSIGNED = re.compile(r"^\s*([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) (?:=|\+=) ")
+_LOOP = re.compile(r"^\s*for (\w+) in ")
+
+
+def words(lines: Iterable[str]) -> set[str]:
+    """The identifiers that the lines use, attributes left out."""
+    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", "\n".join(lines)))
+
+
+def assigned(lines: Iterable[str]) -> list[str]:
+    """The names that the lines give a value, in order."""
+    found: dict[str, None] = {}
+    for line in lines:
+        if match := _ASSIGNED.match(line):
+            found.update(dict.fromkeys(match[1].split(", ")))
+        elif match := _LOOP.match(line):
+            found[match[1]] = None
+    return list(found)
+
+
+def arguments(body: Sequence[str], available: Iterable[str], state: Sequence[str] = ()) -> list[str]:
+    """What a function with this body has to be given of what is `available`, in that order, `state` first."""
+    used, own = words(body), set(assigned(body))
+    return [*state, *(name for name in dict.fromkeys(available) if name in used and name not in own)]
+
+
+def head_map(table: tuple[int, ...], count: int, head: str = "h") -> str:
+    """The key or value head of a query head: a formula where there is one, else nested choices by runs."""
+    heads = len(table)
+    for text, rule in (
+        (head, lambda x: x),
+        (f"{head} // {max(1, heads // count)}", lambda x: x // max(1, heads // count)),
+        (f"{head} % {count}", lambda x: x % count),
+    ):
+        if table == tuple(map(rule, range(heads))):
+            return text
+    code = str(table[-1])
+    for place in range(heads - 1, 0, -1):
+        if table[place] != table[place - 1]:
+            code = f"tl.where({head} < {place}, {table[place - 1]}, {code})"
+    return code

@@ -1,0 +1,88 @@
+"""Schedules of Triton kernels, and the chips that they have to fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnopt.codegen.triton_forward import block_width
+
+
+@dataclass(frozen=True)
+class TritonPlan:
+    """Tile of queries by keys, warps, pipeline stages, and how fp32 is multiplied (`ieee` or `tf32x3`)."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    fp32: str = "ieee"
+
+    def __str__(self) -> str:
+        return f"{self.block_m} queries x {self.block_n} keys, {self.warps} warps, {self.stages} stages"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a plan depends on. `shared` is the most shared memory of a block in bytes, `fp32` the product to use."""
+
+    name: str
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+    fp32: str
+
+    @property
+    def binary(self) -> str:
+        """The suffix of its machine code."""
+        return "cubin" if self.backend == "cuda" else "hsaco"
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("sm_80", "cuda", 80, 32, 166912, "tf32x3"),
+        Chip("sm_90", "cuda", 90, 32, 232448, "tf32x3"),
+        Chip("sm_100", "cuda", 100, 32, 232448, "tf32x3"),
+        Chip("gfx942", "hip", "gfx942", 64, 65536, "ieee"),
+    )
+}
+
+# (chip, bytes of an element, greatest head width): plans, the default first.
+_TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
+    ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 3), (128, 128, 8, 2)),
+    ("sm_80", 2, 128): ((128, 64, 8, 2), (128, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3)),
+    ("sm_80", 2, 256): ((64, 32, 4, 2), (64, 64, 8, 1), (32, 32, 4, 2)),
+    ("sm_80", 4, 64): ((64, 32, 4, 2), (32, 32, 4, 2), (64, 64, 8, 1)),
+    ("sm_80", 4, 128): ((32, 32, 4, 2), (64, 32, 8, 1), (32, 16, 4, 2)),
+    ("sm_80", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
+    ("sm_90", 2, 64): ((128, 128, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
+    ("sm_90", 2, 128): ((128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3)),
+    ("sm_90", 2, 256): ((128, 64, 8, 2), (64, 32, 4, 3), (64, 64, 4, 2)),
+    ("sm_90", 4, 64): ((64, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2), (32, 32, 4, 2)),
+    ("sm_90", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 64, 4, 2)),
+    ("sm_90", 4, 256): ((32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
+    ("sm_100", 2, 64): ((128, 128, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
+    ("sm_100", 2, 128): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3)),
+    ("sm_100", 2, 256): ((128, 32, 8, 2), (64, 32, 4, 3), (64, 64, 4, 2)),
+    ("sm_100", 4, 64): ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 2)),
+    ("sm_100", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 64, 4, 2)),
+    ("sm_100", 4, 256): ((32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
+    ("gfx942", 2, 64): ((128, 64, 4, 2), (128, 32, 4, 2), (64, 64, 4, 1), (256, 64, 8, 1)),
+    ("gfx942", 2, 128): ((128, 32, 4, 2), (128, 64, 4, 1), (64, 32, 4, 2)),
+    ("gfx942", 2, 256): ((64, 32, 4, 1), (64, 16, 4, 2), (32, 32, 4, 1)),
+    ("gfx942", 4, 64): ((64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1)),
+    ("gfx942", 4, 128): ((64, 32, 4, 1), (32, 16, 4, 2), (32, 32, 4, 1)),
+    ("gfx942", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
+}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WIDTHS = (64, 128, 256)
+
+
+def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
+    """Schedules to choose from, the default first; none where no tile of these widths fits."""
+    width = max(block_width(d_qk), block_width(d_v))
+    found = next((w for w in _WIDTHS if width <= w), None)
+    if found is None or dtype not in _BYTES:
+        return ()
+    return tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[chip.name, _BYTES[dtype], found])

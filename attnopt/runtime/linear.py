@@ -1,0 +1,129 @@
+"""Linear attention at linear cost, with torch's own operators: one state for all keys, or one a chunk of causal keys.
+
+Sums of a state are taken in fp64 over chunks of fp32 products, so that long sequences lose no digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from attnopt import expr as ex
+from attnopt.analysis.linear_form import CHUNK, LinearForm, linear_form, pays
+from attnopt.runtime.evaluate import Scope, evaluate
+from attnopt.runtime.reference import Sample, _heads, _scope, _without_scores
+from attnopt.spec import AttentionSpec
+
+
+class Linear:
+    """Runs a spec that has a linear form."""
+
+    name = "linear"
+
+    def __init__(self, spec: AttentionSpec, form: LinearForm) -> None:
+        self.spec = spec
+        self.form = form
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, None]:
+        return linear(self.spec, self.form, q, k, v, captures, scalars), None
+
+
+def chosen(spec: AttentionSpec, q: Tensor, k: Tensor) -> Linear | None:
+    """The backend, if the spec has a linear form that pays at these lengths."""
+    form = linear_form(spec)
+    if form is None or not pays(spec, q.shape[2], k.shape[2], form.causal):
+        return None
+    return Linear(spec, form)
+
+
+def linear(
+    spec: AttentionSpec, form: LinearForm, q: Tensor, k: Tensor, v: Tensor,
+    captures: Sequence[Tensor] = (), scalars: Sequence[int] = (), sample: Sample | None = None,
+    compute: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """The attention of a spec with a linear form, `[B, Hq, n_q, d_v]` in q's dtype; inputs as for `reference`.
+
+    Differentiable. `sample` may name the batch entries that q, k and v hold (`batch` with `whole_batch`), no more.
+    `compute` is the dtype to compute in; by default fp32, fp64 for fp64.
+    """
+    work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    scope = _without_scores(_scope(spec, q, k, captures, scalars, sample or Sample(), work))
+    heads = scope.axes[ex.h]
+    key_factor = _grid(form.key, scope, work).transpose(-1, -2)
+    query_factor = _grid(form.query, scope, work)
+    queries = q.to(work) * query_factor
+    keys = _heads(k, spec.heads.k_map, heads, True).to(work) * key_factor
+    values = _heads(v, spec.heads.v_map, heads, True).to(work)
+    # A value of one makes the sum of the weights.
+    values = torch.cat([values, values.new_ones(*values.shape[:3], 1)], -1)
+    if form.offset is None:
+        found = queries @ _state(keys, values)
+    else:
+        wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
+        rate = _grid(form.rate, wide, torch.float64)
+        found = _causal(queries, keys, values, rate, int(evaluate(form.offset, scope)))
+    out, total = found[..., :-1], found[..., -1:]
+    scope.totals = (total, total)
+    if spec.normalizer.divide != 1:  # type: ignore[union-attr]
+        out = out / evaluate(spec.normalizer.divide, scope).to(work)  # type: ignore[union-attr]
+    if spec.gate != 1:
+        out = out * evaluate(spec.gate, _without_scores(scope)).to(work)
+    return out.to(q.dtype)
+
+
+def _grid(factor: sp.Expr, scope: Scope, work: torch.dtype) -> Tensor:
+    """An expression as `[B, H, Q, K]`, with size 1 where it does not vary."""
+    found = evaluate(factor, scope).to(work)
+    return found if found.dim() == 4 else found.expand(1, 1, 1, 1)
+
+
+def _chunks(x: Tensor) -> Tensor:
+    """`[B, H, n, d]` as `[B, H, chunks, CHUNK, d]`, zeros at the end."""
+    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % CHUNK))
+    return x.unflatten(2, (-1, CHUNK))
+
+
+def _state(keys: Tensor, values: Tensor) -> Tensor:
+    """`sum_k key (x) value`, `[B, H, d_qk, d_v]`."""
+    parts = _chunks(keys).transpose(-1, -2) @ _chunks(values)
+    return parts.sum(2, dtype=torch.float64).to(keys.dtype)
+
+
+def _aligned(x: Tensor, front: int, length: int) -> Tensor:
+    """Zeros before, and zeros after or cut, so that the given number of positions is there."""
+    x = torch.nn.functional.pad(x, (0, 0, front, 0))[:, :, :length]
+    return torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[2]))
+
+
+def _causal(queries: Tensor, keys: Tensor, values: Tensor, rate: Tensor, offset: int) -> Tensor:
+    """Each query with the keys up to `offset` places after its own. A zero key takes no part."""
+    n_q, front = queries.shape[2], max(offset, 0)
+    length = n_q + front
+    queries = _aligned(queries, front, length)
+    keys, values = (_aligned(x, max(-offset, 0), length) for x in (keys, values))
+    q, k, v = (_chunks(x) for x in (queries, keys, values))
+    steps = torch.arange(CHUNK, device=q.device, dtype=q.dtype)
+    rates = rate.unsqueeze(-1)
+    gap = (steps[:, None] - steps).clamp_min(0).double()
+    decay = torch.exp(rates * (gap - offset)).tril().to(q.dtype)
+    inside = (q @ k.transpose(-1, -2) * decay) @ v
+    fading = torch.exp(rates * (CHUNK - 1 - steps).double().unsqueeze(-1)).to(q.dtype)
+    made = (k * fading).transpose(-1, -2) @ v
+    before = _running(made, torch.exp(rates.squeeze(-3) * CHUNK))
+    growing = torch.exp(rates * (steps + 1 - offset).double().unsqueeze(-1)).to(q.dtype)
+    found = inside + (q * growing) @ before
+    return found.flatten(2, 3)[:, :, front:length]
+
+
+def _running(made: Tensor, fade: Tensor) -> Tensor:
+    """For each chunk the state that all chunks before it left, `[B, H, chunks, d_qk, d_v]`."""
+    state, states = torch.zeros_like(made[:, :, 0], dtype=torch.float64), []
+    for part in made.unbind(2):
+        states.append(state.to(made.dtype))
+        state = state * fade + part
+    return torch.stack(states, 2)
