@@ -13,8 +13,8 @@ from torch import nn
 from attnopt import dump, pipeline
 from attnopt.capture import Captured, capture, share
 from attnopt.errors import CaptureError, Decline, OptionError, UnfusedError
-from attnopt.nested import copied
 from attnopt.module import Compiled, OptimizedModule, full_size
+from attnopt.nested import copied
 from attnopt.options import Options
 from attnopt.passes import approximate
 from attnopt.passes.tolerance import Calibration, Tolerance
@@ -102,7 +102,8 @@ def explain(
         raise OptionError(f"unknown arguments {sorted(set(same) - known)}; known are {sorted(known)}.")
     options = Options.make(same.get("options"))
     with dump.to(options.dump):
-        return pipeline.announce(_explained(model, tuple(args), dict(kwargs or {}), same.get("dynamic_shapes"), options))
+        report = _explained(model, tuple(args), dict(kwargs or {}), same.get("dynamic_shapes"), options)
+        return pipeline.announce(report)
 
 
 def _explained(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, options: Options) -> Report:
@@ -195,7 +196,7 @@ def _build(
         sites = [replace(s, error=errors[s.name]) if s.name in errors else s for s in sites]
     if settings.rest == "inductor":
         compiled.run = torch.compile(captured.gm, backend="inductor")
-    sites = [replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites]
+    sites = [replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites]
     notes = tuple(f.note for f in found if f.note)
     if captured.functions:
         names = ", ".join(captured.functions)

@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
-    explain.add_argument(
-        "target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE"
-    )
+    explain.add_argument("target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE")
     explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
     explain.add_argument("--layers", type=_positive, default=2, help="layers for hf: models (2)")
     explain.add_argument("--all", action="store_true", help="also list every softmax that is part of no attention")

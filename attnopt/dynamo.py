@@ -142,7 +142,7 @@ def compile_with_dynamo(
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
     with dispatch.use(settings.options):
         sites = tuple(
-            replace(s, kernel=dispatch.kernel_used(s.spec.key) or "") if s.spec is not None else s for s in sites
+            replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites
         )
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
     notes += tuple(note for report in compiled.backend.reports for note in report.notes)

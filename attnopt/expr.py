@@ -53,7 +53,7 @@ from attnopt.functions import (
 
 __all__ = [
     "COORDINATES", "KNOWN", "NEG_INF", "SIZES", "FloorDiv", "IntLoad", "Load", "Maximum", "Minimum", "Mod",
-    "Trunc", "Where", "a", "as_number", "b", "canon", "conjuncts", "d", "depends", "from_tree", "h",
+    "Snap", "Trunc", "Where", "a", "as_number", "b", "canon", "conjuncts", "d", "depends", "from_tree", "h",
     "is_boolean", "k", "load", "load_names", "loads", "magnitude", "n_b", "n_h", "n_k", "n_q", "number", "q",
     "s", "scalar", "sides", "t", "to_tree", "truth",
 ]  # fmt: skip
@@ -185,8 +185,8 @@ def _negate(c: Boolean) -> Boolean:
 
 _NODES: dict[str, Any] = {
     "add": sp.Add, "mul": sp.Mul, "pow": sp.Pow, "load": Load, "intload": IntLoad, "floordiv": FloorDiv,
-    "mod": Mod, "max": Maximum, "min": Minimum, "where": Where, "trunc": Trunc, "snap": Snap, "abs": sp.Abs, "exp": sp.exp,
-    "log": sp.log, "tanh": sp.tanh, "sin": sp.sin, "cos": sp.cos, "sign": sp.sign, "erf": sp.erf,
+    "mod": Mod, "max": Maximum, "min": Minimum, "where": Where, "trunc": Trunc, "snap": Snap, "abs": sp.Abs,
+    "exp": sp.exp, "log": sp.log, "tanh": sp.tanh, "sin": sp.sin, "cos": sp.cos, "sign": sp.sign, "erf": sp.erf,
     "floor": sp.floor, "and": sp.And, "or": sp.Or, "not": sp.Not, "ge": sp.Ge, "gt": sp.Gt, "eq": sp.Eq,
     "ne": sp.Ne, "le": sp.Le, "lt": sp.Lt,
 }  # fmt: skip

@@ -174,6 +174,9 @@ def truth(value: sp.Basic) -> Boolean:
     if isinstance(value, Where) and value.args[1].is_number and value.args[2].is_number:
         yes, no = value.args[1] != 0, value.args[2] != 0
         return sp.true if yes and no else value.args[0] if yes else sp.Not(value.args[0]) if no else sp.false
+    if isinstance(value, Where) and 0 in value.args[1:]:
+        c, x, y = value.args
+        return sp.And(c, truth(x)) if y == 0 else sp.And(sp.Not(c), truth(y))
     return sp.Ne(value, 0)
 
 

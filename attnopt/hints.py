@@ -1,4 +1,4 @@
-"""The smallest change that lifts a decline: one row for each kind of reason. A `Decline` with a hint of its own wins."""
+"""The smallest change that lifts a decline: a row for each kind of reason. A `Decline` with a hint of its own wins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("a number that the model computes", "use a Python number or a tensor of one element, not .item()"),
     ("computed from the scores", "compute it from the queries and keys, or from a tensor that is there before"),
     ("fused for floating point", "cast queries, keys and values to a floating point dtype before the attention"),
-    ("is not a tensor by batch, head", "reshape it to [batch, heads, positions, width] with view, reshape or transpose"),
+    (
+        "is not a tensor by batch, head",
+        "reshape it to [batch, heads, positions, width] with view, reshape or transpose",
+    ),
     (
         "weights are changed between",
         "move what changes the weights before the softmax, or after the product with the values",
@@ -34,6 +37,27 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("the way from the softmax to the values", "keep only views, casts, dropout and scales between softmax and values"),
     ("no single query dimension", "give the output one dimension for queries and one for the value's width"),
     ("is not a dimension of an input", "pass the size as a dimension of an input instead of computing it"),
+    (
+        "runs over more than the keys",
+        "give every column of the softmax a value, or write a sink as a learned column that is cut off after it",
+    ),
+    (
+        "enter the weights once more",
+        "let the weights be the softmax of the scores alone, or bring a pattern of your own",
+    ),
+    ("otherwise than as a divisor", "divide the weights of each row by their sum, once"),
+    ("rows are normalised more than once", "leave out the second normalisation, or apply it to the output"),
+    ("a row is divided by a sum", "divide each row by the sum of its own weights"),
+    (
+        "also summed over the queries",
+        "attention that balances columns, such as Sinkhorn's, is recognised and stays eager",
+    ),
+    ("under torch.autocast", "put the scores, the softmax and the product with the values under the same autocast"),
+    ("fused for dense tensors", "call .to_dense() on the tensor before the attention"),
+    ("attention inside", "move the attention out of the operator that wraps it, or capture its body by itself"),
+    ("it must give a Region", "mend the pattern that is named: see docs/adding-a-pattern.md"),
+    ("gave a region that does not fit", "mend the pattern that is named: see docs/adding-a-pattern.md"),
+    ("could not be re", "please report it with the dump that ATTNOPT_DUMP=folder writes; the site runs as before"),
     ("rewritten sites is used up", "raise ATTNOPT_FUEL, or unset it"),
     ("validation failed", "please report it with the dump that ATTNOPT_DUMP=folder writes; the site runs as before"),
     ("although every site agrees", "please report it with the dump that ATTNOPT_DUMP=folder writes"),

@@ -14,7 +14,7 @@ from attnopt.readable import show
 
 @dataclass(frozen=True)
 class Softmax:
-    """Exponentials that sum to one. `sink`: a logit per head that joins the denominator only."""
+    """Exponentials that sum to one. `sink`: a logit per head (or query) that joins the denominator only."""
 
     sink: sp.Expr | None = None
     kind = "softmax"

@@ -16,7 +16,8 @@ from attnopt.graph import drop_dead_code, module_path, op_name, source_line, val
 from attnopt.hints import hint_for
 from attnopt.nested import everywhere
 from attnopt.options import Options
-from attnopt.passes import PIPELINE, add_up
+from attnopt.passes import PIPELINE, add_up, gates
+from attnopt.passes.agents import agents
 from attnopt.passes.base import check_order, run
 from attnopt.passes.liveness import bystanders, used_elsewhere
 from attnopt.passes.lower import Lowering
@@ -79,9 +80,7 @@ def find(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Option
     return found
 
 
-def _sites(
-    graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Options, spent: int
-) -> list[Found]:
+def _sites(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Options, spent: int) -> list[Found]:
     """The sites of one graph without those of its bodies; `spent` is the fuel that is used up."""
     found: list[Found] = []
     for anchor, pattern, result in patterns.find(graph, constants, options.patterns):
@@ -99,10 +98,13 @@ def _sites(
 
 
 def _summed(found: list[Found]) -> list[Found]:
-    """Attentions that are added to one another as one site, the first's."""
+    """Attentions that are added to one another as one site, the first's; the two halves of agent attention named."""
     sums = add_up.join(f.result for f in found if isinstance(f.result, Region))
     gone = {anchor for region in sums.values() for anchor in region.claims}
-    return [replace(f, result=sums.get(f.anchor, f.result)) for f in found if f.anchor not in gone]
+    sums = {anchor: run(region, (gates.RULE,))[0] for anchor, region in sums.items()}
+    found = [replace(f, result=sums.get(f.anchor, f.result)) for f in found if f.anchor not in gone]
+    named = agents(f.result for f in found if isinstance(f.result, Region))
+    return [replace(f, pattern="agent") if f.anchor in named else f for f in found]
 
 
 def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
@@ -149,9 +151,11 @@ def others(graph: fx.Graph, found: Sequence[Found]) -> tuple[Bystander, ...]:
     taken = {f.anchor for f in found}
     for region in (f.result for f in found if isinstance(f.result, Region)):
         taken |= region.claims | {n for term in region.terms for n in term.inner}
+    graphs = [graph, *(body.gm.graph for body in everywhere(graph.owning_module))]
     return tuple(
         Bystander(node.name, module_path(node), source_line(node) or "", reason)
-        for node, reason in bystanders(graph, NORMALISERS, taken)
+        for one in graphs
+        for node, reason in bystanders(one, NORMALISERS, taken)
     )
 
 

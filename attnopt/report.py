@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt import report_text
+from attnopt.analysis.forms import form
 from attnopt.errors import AttnoptError
 from attnopt.formula import formula, mask_in_words
 from attnopt.report_text import show_figure
@@ -111,6 +112,11 @@ class Site:
     def formula(self) -> str:
         """What the site computes, as mathematics; empty if that could not be proven."""
         return "" if self.spec is None else formula(self.spec)
+
+    @property
+    def form(self) -> str:
+        """What kind of attention it is, such as `softmax`, `sigmoid`, `linear` or `differential`; empty if unknown."""
+        return self.pattern if self.pattern == "agent" else "" if self.spec is None else form(self.spec)
 
     @property
     def mask(self) -> str:
@@ -227,7 +233,7 @@ class Report:
         import jinja2
 
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        environment.filters["figure"] = show_figure
+        environment.filters |= {"figure": show_figure, "spans": report_text.spans}
         page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
         target = Path(path)
         target.write_text(page.render(report=self), encoding="utf-8")

@@ -49,7 +49,16 @@ def _lines(report: Report, every: bool) -> Iterator[str]:
         rows = figures.items() if isinstance(figures, Mapping) else [("", figures)]
         yield from (f"  {label + ': ' if label else ''}{show_figure(value)}" for label, value in rows)
     if report.notes:
-        yield from ("", "notes", *(f"  {note}" for note in report.notes))
+        yield from ("", "notes", *_note_lines(report.notes))
+
+
+def _note_lines(notes: Iterable[str]) -> Iterator[str]:
+    """Notes that differ in their numbers only are told once."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(re.sub(r"\d+", "#", re.sub(r"(%\w+?)_\d+\b", r"\1", note)), []).append(note)
+    for first, *more in alike.values():
+        yield f"  {first}{f' (and {len(more)} more like this)' if more else ''}"
 
 
 def _group_lines(sites: tuple[Site, ...]) -> Iterator[str]:
@@ -58,7 +67,9 @@ def _group_lines(sites: tuple[Site, ...]) -> Iterator[str]:
     if first.spec is not None:
         yield f"  {formula(first.spec)}"
         yield f"  mask: {mask_in_words(first.spec)}"
-    how = [first.status, first.pattern and f"found by {first.pattern}", first.kernel and f"kernel {first.kernel}"]
+    kind = first.form if first.form not in ("", "softmax") else ""
+    found = first.pattern and f"found by {first.pattern}"
+    how = [first.status, kind and f"{kind} attention", found, first.kernel and f"kernel {first.kernel}"]
     if first.rewrites:
         how.append(f"rewrites {', '.join(first.rewrites)}")
     yield f"  {'; '.join(filter(None, how))}"

@@ -235,7 +235,7 @@ def _verify(spec: AttentionSpec) -> None:
     allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
     row = allowed - {ex.k}
     may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row,
-           "divide": row | {ex.t, ex.a}, "sink": row - {ex.q}}  # fmt: skip
+           "divide": row | {ex.t, ex.a}, "sink": row}  # fmt: skip
     for part, expr in spec.expressions.items():
         _check_expression(part, expr, may[part], spec)
     for term in spec.merge:

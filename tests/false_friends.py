@@ -1,8 +1,8 @@
 """Graphs that look like attention and are not, or not safely: rows of (name, run, inputs, what becomes of each site).
 
 Every tensor here has the size 4 in every dimension unless a row says otherwise, so that no size tells one axis from
-another: only the meaning of the graph can. `reasons` holds words of the reason of each declined site in graph order;
-`fused` counts the sites that are exact attention and may be fused beside them.
+another: only the meaning of the graph can. `reasons` holds a regular expression for the reason of each declined site
+in graph order; `fused` counts the sites that are exact attention and may be fused beside them.
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ OWN = "is computed from the scores"
 OVER = "softmax does not run over the keys"
 CHANGED = "weights are changed between the softmax and the values"
 NO_TENSOR = "is not a tensor by batch, head, position and feature"
+NOT_ALL = f"{OVER}|runs over more than the keys|{NO_TENSOR}"
 AXES = (
     Friend("over_queries", lambda q, k, v: (q @ k.mT).softmax(-2) @ v, QKV, (OVER,)),
     Friend("over_heads", lambda q, k, v: (q @ k.mT).softmax(1) @ v, QKV, (OVER,)),
@@ -218,9 +219,9 @@ AXES = (
     Friend("over_folded_batch", lambda q, k, v: (q @ k.mT).flatten(0, 1).softmax(0).unflatten(0, (N, N)) @ v, QKV, (OVER,)),
     Friend("slot_attention", _slots, QKV, (OVER,)),
     Friend("dual_softmax", _dual_softmax, QKV, (OWN, OVER)),
-    Friend("half_of_the_keys", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] @ v[..., :2, :], QKV, ("runs over more than the keys",)),
-    Friend("all_but_the_first_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :], QKV, (OVER,)),
-    Friend("every_other_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ::2] @ v[..., ::2, :], QKV, (OVER,)),
+    Friend("half_of_the_keys", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] @ v[..., :2, :], QKV, (NOT_ALL,)),
+    Friend("all_but_the_first_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :], QKV, (NOT_ALL,)),
+    Friend("every_other_key", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ::2] @ v[..., ::2, :], QKV, (NOT_ALL,)),
     Friend("padded_weights", lambda q, k, v: F.pad((q @ k.mT).softmax(-1), (0, N)) @ torch.cat([v, v], -2)),
     Friend("softmax_before_the_last_keys", lambda q, k, v: torch.cat([(q @ k.mT).softmax(-1)] * 2, -1) @ torch.cat([v, v], -2)),
     Friend("summed_over_the_batch", lambda q, k, v: torch.einsum("bhqk,bhkd->hqd", (q @ k.mT).softmax(-1), v), QKV, ("form that is not known",)),

@@ -10,7 +10,7 @@ import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.expr import b, h, k, n_k, n_q, q, s
-from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Softmax
+from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise, Softmax
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +215,47 @@ CASES: tuple[Case, ...] = (
     _empty(EmptyRow.NAN),
     _empty(EmptyRow.UNIFORM),
     Case("lse", _spec(keep=_CAUSAL, returns=("lse",))),
-)
+    Case("sigmoid", _spec(score=1 / (1 + sp.exp(-_S + sp.log(2))), normalizer=Pointwise())),
+    Case("relu", _spec(score=ex.Maximum(_S, 0), normalizer=Pointwise(ex.n_k), keep=_CAUSAL)),
+    Case("squared_relu", _spec(score=ex.Maximum(_S, 0) ** 2, normalizer=Pointwise(ex.Maximum(ex.t, 1)), returns=("lse",))),
+    Case(
+        "softplus",
+        _spec(
+            score=sp.log(1 + sp.exp(-sp.Abs(_S))) + ex.Maximum(_S, 0), normalizer=Pointwise(ex.t), keep=_PAD,
+            captures=(_int("pad", 2),), empty_row=EmptyRow.ZERO,
+        ),
+        (_padding,),
+    ),
+    Case("signed", _spec(score=sp.Abs(_S), weight=sp.sign(s), keep=_CAUSAL)),
+    Case("linear", _spec(score=_S, normalizer=Pointwise(ex.Maximum(sp.Abs(ex.t), 1)))),
+    Case("linear_absolute", _spec(score=_S, normalizer=Pointwise(1 + ex.a), keep=_CAUSAL, returns=("lse",))),
+    Case(
+        "decay",
+        _spec(
+            score=_S * sp.exp(-ex.load("rate", h) ** 2 * (q - k) / 8), keep=_CAUSAL, normalizer=Pointwise(),
+            captures=(_float("rate", 1),),
+        ),
+        (_randn(_heads),),
+    ),
+    Case(
+        "weight_per_key",
+        _spec(weight=ex.load("gain", b, k), captures=(_float("gain", 2),), empty_row=EmptyRow.ZERO, keep=_CAUSAL),
+        (_randn(_batch, _keys),),
+    ),
+    Case(
+        "weight_of_score",
+        _spec(score=s, weight=sp.tanh(s / 4), normalizer=Softmax(ex.load("sink", h)), captures=(_float("sink", 1),)),
+        (_randn(_heads),),
+    ),
+    Case(
+        "pointwise_gated",
+        _spec(
+            score=ex.Maximum(_S, 0), weight=ex.load("gain", h, k), gate=ex.load("gain", h, 0),
+            normalizer=Pointwise(1 + ex.t), keep=k <= q + n_k - n_q, captures=(_float("gain", 2),),
+        ),
+        (_randn(_heads, _keys),),
+    ),
+)  # fmt: skip
 
 
 def case(name: str) -> Case:

@@ -56,3 +56,10 @@ def test_a_mask_that_balances_costs_no_digits(fill: float) -> None:
     scores = q.double() @ k.double().mT + bias.double()[None, :, None]
     golden = scores.masked_fill(mask[:, None, None] == 0, float("-inf")).softmax(-1) @ v.double()
     torch.testing.assert_close(reference(spec, q, k, v, [mask, bias])[0].double(), golden, rtol=1e-5, atol=1e-6)
+
+
+def test_a_number_snaps_to_the_nearest_multiple() -> None:
+    assert functions.Snap(sp.Rational(7, 2), sp.Integer(4)) == 4
+    assert functions.Snap(sp.Integer(-14), sp.Integer(32)) == 0
+    assert sp.diff(functions.Snap(3 * ex.s, sp.Integer(4)), ex.s) == 3
+    assert ex.from_tree(ex.to_tree(functions.Snap(ex.s, sp.Integer(4)))) == functions.Snap(ex.s, sp.Integer(4))

@@ -28,12 +28,22 @@ def test_names_are_folded_only_where_that_says_the_same(names: list[str], text: 
 
 def test_equal_declines_are_told_once_with_all_places() -> None:
     common = {"status": "declined", "source": "m.py:3", "pattern": "softmax", "hint": "do that"}
-    sites = [Site(f"s{i}", f"h.{i}.attn", reason=f"why (at %s_{i})", node=f"%s_{i} = aten::sort", **common) for i in range(5)]
+    sites = [
+        Site(f"s{i}", f"h.{i}.attn", reason=f"why (at %s_{i})", node=f"%s_{i} = aten::sort", **common) for i in range(5)
+    ]
     other = Site("s9", "h.9.attn", reason="another why", **common)
     text = str(Report((*sites, other)))
-    assert "  h.{0-4}.attn: why (at %s_0)\n    m.py:3; nearest pattern softmax\n    stopped at %s_0 = aten::sort" in text
+    assert (
+        "  h.{0-4}.attn: why (at %s_0)\n    m.py:3; nearest pattern softmax\n    stopped at %s_0 = aten::sort" in text
+    )
     assert text.count("to lift it: do that") == 2
     assert "h.9.attn: another why" in text
+
+
+def test_notes_that_differ_in_numbers_are_told_once() -> None:
+    notes = ["h.0.attn: %softmax is used", *(f"h.{i}.attn: %softmax_{i} is used" for i in range(1, 12)), "another"]
+    lines = str(Report(notes=tuple(notes))).splitlines()
+    assert lines[-2:] == ["  h.0.attn: %softmax is used (and 11 more like this)", "  another"]
 
 
 def test_bystanders_are_counted_and_listed_on_request() -> None:

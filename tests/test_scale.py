@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from attnopt import expr as ex
 from attnopt import PATTERNS, pipeline
+from attnopt import expr as ex
 from attnopt.graph import op_name
 from attnopt.options import Options
 from attnopt.region import Region

@@ -23,9 +23,9 @@ class Dataflow:
     ) -> Dataflow:
         """The part of a large graph from which the sink is computed, and who uses what lies there.
 
-        Nothing is followed beyond the sources and what is `given`. Values must compare by order of computation (`a < b`:
-        a is computed first). The walks down from the sources and up from the sink take turns and the first to end
-        decides, so that the cost is that of the smaller, whatever the size of the graph.
+        Nothing is followed beyond the sources and what is `given`. Values must compare by order of computation
+        (`a < b`: a is computed first). The walks down from the sources and up from the sink take turns and the first
+        to end decides, so that the cost is that of the smaller, whatever the size of the graph.
         """
         start = set(sources)
         first, known = min(start), start | set(given)

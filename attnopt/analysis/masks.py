@@ -18,8 +18,8 @@ from attnopt.analysis import joins as jn
 from attnopt.analysis import parts as pt
 from attnopt.analysis.digits import remainders
 from attnopt.analysis.grid import Array, Grid
-from attnopt.analysis.solution import Below, Both, Either, From, Leaf, Node, both
-from attnopt.analysis.solve import solve
+from attnopt.analysis.solution import Below, Both, Either, From, Leaf, Node, both, either
+from attnopt.analysis.solve import apart, solve
 from attnopt.spec import AttentionSpec
 
 _ORDER = (
@@ -65,7 +65,7 @@ def describe(spec: AttentionSpec) -> str:
 def _part(node: Node) -> pt.Part:
     if isinstance(node, Either):
         return _either(node)
-    nodes = node.parts if isinstance(node, Both) else (node,)
+    nodes = _opened(node.parts if isinstance(node, Both) else (node,))
     lows = [n.lo for n in nodes if isinstance(n, From)]
     highs = [n.hi for n in nodes if isinstance(n, Below)]
     found = [*_bounds(lows, highs), *_conditions([n.condition for n in nodes if isinstance(n, Leaf)])]
@@ -73,6 +73,23 @@ def _part(node: Node) -> pt.Part:
     found = _neighbourhood(found)
     found.sort(key=lambda p: (_ORDER.index(type(p)), str(p)))
     return found[0] if len(found) == 1 else jn.All(tuple(found))
+
+
+def _opened(nodes: tuple[Node, ...]) -> list[Node]:
+    """`k <= max(q, 4)` as `k <= q or k <= 4`; not where both ends of a range are made so, as in a clamped window."""
+    made = [n.lo if isinstance(n, From) else n.hi for n in nodes if isinstance(n, (From, Below))]
+    if sum(end.has(ex.Maximum, ex.Minimum) for end in made) != 1:
+        return list(nodes)
+    return [_wide(n) or n if isinstance(n, (From, Below)) else n for n in nodes]
+
+
+def _wide(node: From | Below) -> Node | None:
+    """The disjunction that a bound is which the wider of two plain ends makes."""
+    end, kind = (node.lo, ex.Minimum) if isinstance(node, From) else (node.hi, ex.Maximum)
+    ends = apart(end, kind)
+    if ends is None or any(e.has(ex.Maximum, ex.Minimum) for e in ends):
+        return None
+    return either([type(node)(e) for e in ends])
 
 
 def _either(node: Either) -> pt.Part:

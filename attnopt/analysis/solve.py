@@ -168,10 +168,8 @@ def _from(lo: sp.Expr) -> Node:
         return ALL
     if nonnegative(lo - ex.n_k):
         return NOTHING
-    parts = _apart(lo, ex.Maximum, ex.Minimum)
-    if parts is None:
-        return From(lo)
-    return (both if parts[0] is ex.Maximum else either)(map(_from, parts[1]))
+    parts = apart(lo, ex.Maximum)
+    return From(lo) if parts is None else both(map(_from, parts))
 
 
 def _below(hi: sp.Expr) -> Node:
@@ -179,20 +177,15 @@ def _below(hi: sp.Expr) -> Node:
         return ALL
     if nonnegative(-hi):
         return NOTHING
-    parts = _apart(hi, ex.Minimum, ex.Maximum)
-    if parts is None:
-        return Below(hi)
-    return (both if parts[0] is ex.Minimum else either)(map(_below, parts[1]))
+    parts = apart(hi, ex.Minimum)
+    return Below(hi) if parts is None else both(map(_below, parts))
 
 
-def _apart(end: sp.Expr, narrow: type, wide: type) -> tuple[type, list[sp.Expr]] | None:
-    """An end that is the narrower of two (always), or the wider of two plain ones, as the two and the operator."""
+def apart(end: sp.Expr, kind: type) -> list[sp.Expr] | None:
+    """The ends of which `end` is the greatest (`Maximum`) or the least (`Minimum`); None if it is of another form."""
     for term in sp.Add.make_args(end):
         c, part = term.as_coeff_Mul()
-        if part.func not in (narrow, wide) or not c.is_Integer:
-            continue
-        opposite = ex.Minimum if isinstance(part, ex.Maximum) else ex.Maximum
-        kind: type = part.func if c > 0 else opposite
-        if kind is narrow or not any(a.has(ex.Maximum, ex.Minimum) for a in part.args):
-            return kind, [sp.expand(end - term + c * a) for a in part.args]
+        flipped = {ex.Maximum: ex.Minimum, ex.Minimum: ex.Maximum}.get(part.func)
+        if flipped is not None and c.is_Integer and (part.func if c > 0 else flipped) is kind:
+            return [sp.expand(end - term + c * a) for a in part.args]
     return None

@@ -11,15 +11,17 @@ strides of each capture in order, and the scalars. `lse` is contiguous `[B, H, n
 
 from __future__ import annotations
 
+from attnopt import expr as ex
 from attnopt._version import VERSION
 from attnopt.codegen.base import ABI, Kernel, Layout, Plan
 from attnopt.codegen.cpp_driver import DRIVER, PACKING
 from attnopt.codegen.cpp_holes import capture_types, fill
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
-from attnopt.codegen.cpp_skeleton import SKELETON
+from attnopt.codegen.cpp_rows import ENDS
+from attnopt.codegen.cpp_skeleton import SKELETON, TILE
 from attnopt.errors import SpecError
-from attnopt.spec import AttentionSpec, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Softmax
 
 __all__ = ["FLAGS", "emit", "k_axes", "supported"]
 
@@ -56,8 +58,10 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
         return "the C++ kernel has no dropout"
     if spec.select is not None or spec.merge:
         return "the C++ kernel visits all keys that `keep` allows and returns one result"
-    if not isinstance(spec.normalizer, Softmax) or spec.weight != 1:
-        return "the C++ kernel has the plain softmax only"
+    if isinstance(spec.normalizer, Softmax) and spec.weight != 1 and spec.empty_row is EmptyRow.UNIFORM:
+        return "the C++ kernel has no uniform empty rows whose weights are multiplied"
+    if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None and spec.normalizer.sink.has(ex.q):
+        return "the C++ kernel has one sink a head, none a query"
     if layout.dtype not in _ELEMENTS:
         return f"the C++ kernel has no {layout.dtype}; it has {', '.join(_ELEMENTS)}"
     if len(layout.captures) != len(spec.captures):
@@ -97,9 +101,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: Plan | None = None, source_n
             prelude(plan.lanes, half),
             _constants(spec, layout, plan, holes),
             _args(spec, layout),
-            _fill(SKELETON, holes),
-            PACKING,
-            _fill(DRIVER, holes),
+            _fill(SKELETON + PACKING + ENDS + TILE + DRIVER, holes),
             _entry(spec, layout),
         ]
     )
@@ -107,7 +109,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: Plan | None = None, source_n
 
 
 def _fill(text: str, holes: dict[str, str]) -> str:
-    for name, value in holes.items():
+    for name, value in holes.items():  # the text of ROWS comes first and has holes of its own
         text = text.replace(f"@{name}@", value)
     return text
 
@@ -150,8 +152,9 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
 // ---- this attention -------------------------------------------------------------------------------
 typedef {_ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
-constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k}, kRun = 64;
+constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
 constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = {width};  // kDv in whole vectors
 constexpr float kScale = {holes["SCALE"]};  // constant factor of the scores, folded into q
 constexpr bool kStaticMask = {holes["STATIC_MASK"]};  // some of the mask is decided by coordinates

@@ -23,14 +23,26 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
   }
 }
 
-// Values as fp32 rows of kWidth, zero beyond kDv.
-void pack_values(const Args& a, int64_t b, int64_t head, float* rows) {
+// The mean of all values of a query head's value head.
+void average(const Args& a, int64_t b, int64_t h, float* mean) {
+  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
+  for (int d = 0; d < kDv; ++d) {
+    double total = 0;
+    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
+    mean[d] = float(total / double(a.n_k));
+  }
+}
+
+// Values as fp32 panels [kWidth / kPanel][n_k][kPanel], zero beyond kDv; the last panel may be one vector wide.
+void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
   const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
-  for (int64_t k = 0; k < a.n_k; ++k, rows += kWidth) {
-    const Element* v = values + k * a.v_stride[2];
-    int d = 0;
-    for (; a.v_stride[3] == 1 && d + kLanes <= kDv; d += kLanes) store(rows + d, load_f<false>(v + d, kLanes));
-    for (; d < kWidth; ++d) rows[d] = d < kDv ? read_f(v[d * a.v_stride[3]]) : 0.0f;
+  for (int column = 0; column < kWidth; column += kPanel) {
+    const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
+    const int valid = kDv - column < width ? kDv - column : width;
+    for (int64_t k = 0; k < a.n_k; ++k, panels += width) {
+      if (valid < width) memset(panels, 0, sizeof(float) * width);
+      read_row(values + k * a.v_stride[2] + column * a.v_stride[3], a.v_stride[3], valid, 1.0f, panels);
+    }
   }
 }
 """
@@ -50,17 +62,11 @@ struct Buffers {
   int64_t keys_size, values_size;  // floats of one head
 };
 
-// Values that can be read in place need no packing.
-@IN_PLACE@
-
-void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* packed,
+void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* values,
              Scratch& scratch) {
   const int64_t q0 = tile * cut.height;
   const int rows = int(minimum(cut.height, a.n_q - q0));
-  const float* values = packed;
-  int64_t v_row = kWidth;
-@DIRECT@
-  query_tile(a, b, h, q0, rows, panels, values, v_row, scratch);
+  query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
 // Many key heads: each thread packs one and serves all its queries from its own cache.
@@ -74,7 +80,7 @@ void by_key_head(const Args& a, const Buffers& buffers, int threads) {
     for (int64_t item = 0; item < a.n_b * kKeyHeads; ++item) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
-      if (!values_in_place(a)) pack_values(a, b, head, values);
+      pack_values(a, b, head, values);
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)
@@ -95,7 +101,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
       const int64_t b = item / (kKeyHeads + kValueHeads), head = item % (kKeyHeads + kValueHeads);
       if (head < kKeyHeads) {
         pack_keys(a, b, head, buffers.keys + (b * kKeyHeads + head) * buffers.keys_size);
-      } else if (!values_in_place(a)) {
+      } else {
         const int64_t v_head = head - kKeyHeads;
         pack_values(a, b, v_head, buffers.values + (b * kValueHeads + v_head) * buffers.values_size);
       }
@@ -115,7 +121,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
 int32_t run(const Args& a, int threads) {
   const bool per_head = kSharedHeads && (threads == 1 || a.n_b * kKeyHeads >= 4 * threads);
   const int64_t panels = (a.n_k + kPanel - 1) / kPanel * kPanel;
-  const int64_t keys_size = panels * kD, values_size = values_in_place(a) ? 0 : a.n_k * kWidth;
+  const int64_t keys_size = panels * kD, values_size = a.n_k * kWidth;
   const int64_t key_sets = per_head ? threads : a.n_b * kKeyHeads;
   const int64_t value_sets = per_head ? threads : a.n_b * kValueHeads;
   const int64_t floats = key_sets * keys_size + value_sets * values_size;

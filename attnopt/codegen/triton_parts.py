@@ -73,7 +73,7 @@ def parts(spec: AttentionSpec, layout: Layout) -> Parts:
         _pointwise(made)
     else:
         _softmax(made)
-    made.start += made.row_statements(mark)
+    made.start = [*made.row_statements(mark), *made.start]
     mark = len(made.printer.row)
     _finish(made)
     made.finish = [*made.row_statements(mark), *made.finish]

@@ -1,1 +1,1 @@
-"""Every architecture of transformers and diffusers, built small, optimised and measured; the figures of docs/coverage.md."""
+"""Every architecture of transformers and diffusers, built small, optimised and measured; see docs/coverage.md."""

@@ -63,7 +63,8 @@ def _by_config(model_type: str) -> type:
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
-        if c.__module__ == name and issubclass(c, package.PreTrainedModel) and getattr(c, "config_class", None) is config
+        if c.__module__ == name and issubclass(c, package.PreTrainedModel)
+        and getattr(c, "config_class", None) is config
         and "forward" in vars(c) and not c.__name__.endswith("PreTrainedModel")
     ]  # fmt: skip
     if not found:

@@ -14,6 +14,7 @@ from attnopt.coverage.inputs import Inputs
 
 ROOM = 24
 """Slots of a static cache."""
+_ENCODED = ("input_ids", "input_features", "input_values", "attention_mask")
 
 
 class DecodeStep(nn.Module):
@@ -64,14 +65,17 @@ def skeleton(cache: Any) -> Any:
 
 
 def decode(built: Built, static: bool) -> tuple[DecodeStep, Inputs]:
-    """The step after a prefill of the built model's own inputs. Raises what the model raises, `TypeError` for others."""
-    from transformers import StaticCache
+    """The step after a prefill of the model's own inputs. Raises what the model raises, `TypeError` for others."""
+    from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
     model, given = built.model, dict(built.inputs)
     given.pop("use_cache", None)
     if static:
         config = model.config.get_text_config(decoder=True)
-        given["past_key_values"] = StaticCache(config=config, max_cache_len=ROOM)
+        cache = StaticCache(config=config, max_cache_len=ROOM)
+        # What the decoder reads of the encoder has a length of its own and is written once.
+        pair = model.config.is_encoder_decoder
+        given["past_key_values"] = EncoderDecoderCache(cache, DynamicCache(config=config)) if pair else cache
     with torch.no_grad():
         cache = model(**given, use_cache=True, return_dict=True).past_key_values
     if not hasattr(cache, "layers") and not hasattr(cache, "self_attention_cache"):
@@ -92,7 +96,7 @@ def _step(built: Built, given: Inputs) -> Inputs:
         step[names[1]] = torch.cat([given[names[1]], torch.ones_like(given[names[1]][:, :1])], 1)
     if not built.causal:
         with torch.no_grad():
-            keys = {n: v for n, v in given.items() if n in ("input_ids", "input_features", "input_values", "attention_mask")}
+            keys = {n: v for n, v in given.items() if n in _ENCODED}
             encoded = built.model.get_encoder()(**keys)
         step["encoder_outputs"] = (encoded[0],)
         if "attention_mask" in given and "input_ids" in given:

@@ -91,7 +91,8 @@ def _clap(context: Any, parameters: Any) -> dict[str, Any]:
 
 def _frames(context: Any, parameters: Any) -> dict[str, Any]:
     """Pieces of sound, each of one length, side by side `[bins, frames]`."""
-    return {"input_features": torch.randn(int(context.config.num_mel_bins), 122), "feature_lens": torch.tensor([61, 61])}
+    features = torch.randn(int(context.config.num_mel_bins), 122)
+    return {"input_features": features, "feature_lens": torch.tensor([61, 61])}
 
 
 SPECIAL: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {

@@ -15,9 +15,10 @@ from attnopt.capture import capture, share
 from attnopt.coverage.witness import witness
 from attnopt.dynamo import retrace
 from attnopt.errors import CaptureError
-from attnopt.graph import module_path, source_line
+from attnopt.graph import module_path, source_line, value
 from attnopt.module import Compiled
 from attnopt.options import Options
+from attnopt.region import Region
 from attnopt.report import Site
 from attnopt.runtime import dispatch
 
@@ -48,7 +49,7 @@ class Treated:
 
     way: str
     run: Callable[[], Any]
-    sites: list[Site] = field(default_factory=list)
+    sites: list[dict[str, Any]] = field(default_factory=list)
     missed: list[dict[str, str]] = field(default_factory=list)
     others: int = 0
     nodes: int = 0
@@ -58,18 +59,50 @@ class Treated:
         """Count, find and lower the sites of one graph, in place."""
         seen, prefix = witness(gm.graph), f"{len(self.graphs)}." if self.graphs else ""
         nodes = {n.name: n for n in gm.graph.nodes}
-        where = {name: (module_path(nodes[name]), source_line(nodes[name]) or "") for name in seen.sites}
-        self.graphs.append(Pair(copy_of(gm), gm, inputs, options))
-        self.nodes += len(nodes)
-        found = pipeline.lower(gm, pipeline.find(gm.graph, constants, options))
-        claimed = {f.anchor.name for f in found}
-        self.sites.extend(f.site() for f in found)
-        self.others += len(seen.others)
+        original = copy_of(gm)
+        found = pipeline.find(gm.graph, constants, options)
+        lengths = {f.anchor: _lengths(f.result) for f in found if isinstance(f.result, Region)}
+        claimed = {n.name for f in found for n in (f.anchor, *_explained(f.result))}
+        missed = [nodes[name] for name in seen.sites if name not in claimed]
         self.missed.extend(
-            {"name": prefix + n, "module": module, "source": source}
-            for n, (module, source) in where.items()
-            if n not in claimed
+            {"name": prefix + n.name, "module": module_path(n), "source": short(source_line(n) or "")} for n in missed
         )
+        for item in pipeline.lower(gm, found):
+            self.sites.append({**_plain(item.site()), "lengths": lengths.get(item.anchor)})
+        self.graphs.append(Pair(original, gm, inputs, options))
+        self.nodes += len(nodes)
+        self.others += len(seen.others)
+
+
+def _lengths(region: Region) -> tuple[int, int] | None:
+    """How many queries and keys there are, where both are numbers."""
+    found = []
+    for operand, name in ((region.query, "q"), (region.key, "k")):
+        dims = [i for i, dim in enumerate(operand.dims) if dim == name]
+        size = value(operand.node).shape[dims[0]] if len(dims) == 1 else None
+        found.append(size if isinstance(size, int) else None)
+    return None if None in found else (found[0], found[1])  # type: ignore[return-value]
+
+
+def _explained(result: Any) -> set[fx.Node]:
+    """Other anchors that a region covers: further terms of a sum, feature maps, a guard's second softmax."""
+    if not isinstance(result, Region):
+        return set()
+    return {*result.claims, *(n for term in result.terms for n in term.inner)}
+
+
+def _plain(site: Site) -> dict[str, Any]:
+    """A site as plain data."""
+    return {
+        "name": site.name, "module": site.module_path, "source": short(site.source), "pattern": site.pattern,
+        "status": site.status, "reason": site.reason, "form": site.form, "mask": site.mask,
+        "spec": "" if site.spec is None else str(site.spec),
+    }  # fmt: skip
+
+
+def short(source: str) -> str:
+    """A source line from its package on: `transformers/models/llama/modeling_llama.py:200`."""
+    return source.split("site-packages/")[-1]
 
 
 def copy_of(gm: fx.GraphModule) -> fx.GraphModule:

@@ -1,4 +1,4 @@
-"""Where Inductor's own matcher stands on the same model: Dynamo, AOT, Inductor's decompositions, the joint-graph passes."""
+"""Where Inductor's own matcher stands on the same model: Dynamo, AOT, decompositions, the joint-graph passes."""
 
 from __future__ import annotations
 

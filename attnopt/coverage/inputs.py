@@ -1,4 +1,4 @@
-"""Example inputs from a forward's signature: padded batches of odd lengths, for encoders, decoders, images and sound."""
+"""Example inputs from a forward's signature: padded batches of odd lengths, texts, images and sound."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def mel(context: Context) -> torch.Tensor:
     return torch.randn(BATCH, bins, 2 * window) if fixed else torch.randn(BATCH, 61, bins)
 
 
+def _frames(spectrogram: torch.Tensor) -> int:
+    """The longer of the last two dimensions is time where the window is fixed; else the middle one is."""
+    return spectrogram.shape[1] if spectrogram.shape[1] == 61 else spectrogram.shape[2]
+
+
 def wave(context: Context) -> torch.Tensor:
     """A waveform `[batch, samples]`, with a channel dimension for codecs."""
     channels = setting(context.config, "audio_channels", "num_channels")
@@ -117,7 +122,7 @@ MAKERS: Mapping[str, Callable[[Context], Any]] = {
     "image": pixels,
     "grid_thw": lambda c: GRID.clone(),
     "image_grid_thw": lambda c: GRID.clone(),
-    "input_features_mask": lambda c: torch.ones(BATCH, mel(c).shape[-1 if mel(c).shape[-1] > 61 else 1], dtype=torch.long),
+    "input_features_mask": lambda c: torch.ones(BATCH, _frames(mel(c)), dtype=torch.long),
     "feature_lens": lambda c: torch.tensor([61, 61]),
     "states": lambda c: torch.randn(BATCH, TARGETS, c.config.state_dim),
     "token_type_ids": lambda c: torch.zeros(BATCH, TOKENS, dtype=torch.long),
@@ -182,15 +187,15 @@ def reduced(given: Inputs, error: Exception, model: Any, config: Any) -> list[In
     token = setting(config, "image_token_id", "image_token_index", "audio_token_id", "audio_token_index")
     if wanted and token is not None and "input_ids" in given:
         count = max(1, int(wanted[2]) // BATCH)
-        tokens = torch.cat([given["input_ids"][:, :2], given["input_ids"].new_full((BATCH, count), token), given["input_ids"]], 1)
+        ids_, images = given["input_ids"], given["input_ids"].new_full((BATCH, count), token)
+        tokens = torch.cat([ids_[:, :2], images, ids_], 1)
         longer = {**given, "input_ids": tokens}
         if "attention_mask" in given:
             longer["attention_mask"] = torch.ones_like(tokens)
             longer["attention_mask"][1, :2] = 0
         out.append(longer)
-    for name in ("input_features", "input_values"):
-        if name in given and given[name].dim() == 3:
-            out.append({**given, name: given[name].transpose(1, 2).contiguous()})
+    sounds = [n for n in ("input_features", "input_values") if n in given and given[n].dim() == 3]
+    out.extend({**given, n: given[n].transpose(1, 2).contiguous()} for n in sounds)
     towers = ("pixel_values", "input_features", "input_values")
     if "input_ids" in given and any(n in given for n in towers):
         out.append({n: v for n, v in given.items() if n not in towers})

@@ -1,7 +1,7 @@
 """One row: an architecture in one variant, optimised, with its sites, what the witness counted, and its errors.
 
-Outputs are compared three ways, as a kernel is: G, the original model in fp64; E, the original in fp32; K, the optimised
-one in fp32. Beside that the optimised graph itself is run in fp64, where only a wrong rewrite makes a difference.
+Outputs are compared three ways, as a kernel is: G, the original model in fp64; E, the original in fp32; K, the
+optimised one in fp32. Beside that both graphs are run in fp64, where only a wrong rewrite makes a difference.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-
 from attnopt.capture import share
-from attnopt.coverage.graphs import Pair, Treated, treat
+from attnopt.coverage.graphs import Pair, treat
 from attnopt.coverage.inductor import fusions
 from attnopt.coverage.variants import NotApplicable, variant
 from attnopt.demo.measure import Tensors, golden, tensors
@@ -52,7 +51,8 @@ def _measured(model: Any, inputs: Any, options: Options) -> Row:
         treated = treat(model, inputs, options)
     except AttnoptError as error:
         return {"status": "not captured", "reason": str(error)}
-    row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes, **_sites(treated)}
+    row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes}
+    row |= {"sites": treated.sites, "missed": treated.missed, "others": treated.others}
     with torch.no_grad():
         ours = tensors(treated.run())
         exact, problem = _golden(model, inputs)
@@ -67,30 +67,6 @@ def _golden(model: Any, inputs: Any) -> tuple[Tensors | None, str]:
         return golden(model, (), inputs), ""
     except Exception as error:
         return None, f"the model does not run in fp64: {type(error).__name__}: {str(error).splitlines()[:1]}"
-
-
-def _sites(treated: Treated) -> Row:
-    """Every site as plain data, and the anchors that the witness counted and no pattern claimed."""
-    claimed = {site.name for site in treated.sites}
-    return {
-        "sites": [
-            {
-                "name": s.name, "module": s.module_path, "source": short(s.source), "pattern": s.pattern,
-                "status": s.status, "reason": s.reason, "spec": "" if s.spec is None else str(s.spec),
-            }
-            for s in treated.sites
-        ],
-        "missed": [m for m in treated.missed if m["name"] not in claimed],
-        "others": treated.others,
-    }  # fmt: skip
-
-
-def short(source: str) -> str:
-    """A source line from its package on: `transformers/models/llama/modeling_llama.py:200`."""
-    for package in ("transformers/", "diffusers/", "torch/"):
-        if f"site-packages/{package}" in source:
-            return source.split("site-packages/")[-1]
-    return source
 
 
 def in_double(graphs: Sequence[Pair]) -> Row:
@@ -136,4 +112,4 @@ def _max(x: torch.Tensor) -> float:
     return x.abs().max().item() if x.numel() else 0.0
 
 
-__all__ = ["Row", "errors", "measure", "short"]
+__all__ = ["Row", "errors", "measure"]

@@ -28,7 +28,7 @@ COUNTS: Rows = (
     (r"max_(source|target)_positions", 64),
     (r"(.*_)?(sliding_window(_size)?|attention_window|attention_chunk_size|local_window|window_attention_size)", 8),
     (r"index_topk|num_queries|num_object_queries|max_seq_length|num_denoising", 8),
-    (r"num_query_tokens|resampler_n(um)?_latents|latent_query_num|num_latents|(.*_)?n_latents|num_learnable_queries", 4),
+    (r"num_query_tokens|latent_query_num|num_learnable_queries|(.*_)?(n|num)_latents", 4),
     (r"(.*_)?num_frames", 4),
 )
 SIZES: Rows = (

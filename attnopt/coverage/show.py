@@ -32,9 +32,7 @@ class Progress:
         if row["variant"] != "inductor":
             self.totals.add(row)
         name = f"{row['architecture']} {row['variant']}"
-        self.bar.update(
-            self.task, advance=1, description=name, sites=self.totals.sites, fused=self.totals.fused
-        )
+        self.bar.update(self.task, advance=1, description=name, sites=self.totals.sites, fused=self.totals.fused)
         if not self.bar.console.is_terminal:
             self.bar.console.print(line(row), highlight=False, soft_wrap=True, markup=False)
 
@@ -62,7 +60,7 @@ def summary(rows: Sequence[dict[str, Any]], seconds: float | None) -> str:
     totals = Totals.of(rows)
     lines = [
         f"{len(totals.architectures)} architectures, {len(totals.built)} built and measured, {totals.rows} rows",
-        f"{totals.sites} sites, {totals.fused} fused, {sum(totals.declined.values())} declined, {totals.missed} missed; "
+        f"{totals.sites} sites, {totals.fused} fused, {sum(totals.declined.values())} declined, {totals.missed} missed",
         f"{totals.others} softmaxes that are no attention",
         f"largest error {totals.units:.2f} × eager's ({totals.worst}); largest change in fp64 {totals.fp64:.1e}",
     ]

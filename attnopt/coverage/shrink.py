@@ -9,7 +9,9 @@ from attnopt.coverage.features import read
 from attnopt.coverage.overrides import OVERRIDES
 from attnopt.coverage.rules import cap, scale
 
-_PLAIN = {"transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type", "chunk_size_feed_forward"}
+_PLAIN = {
+    "transformers_version", "architectures", "dtype", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+}  # fmt: skip
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
 _FIRST_TOKEN = 128
 _MOST_KINDS = 6

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnopt.coverage.explained import explain
+from attnopt.coverage.kinds import kind
+
 Row = Mapping[str, Any]
 
 MOST_UNITS = 3.0
@@ -47,6 +50,8 @@ class Totals:
     fused: int = 0
     missed: int = 0
     others: int = 0
+    strangers: int = 0
+    unexplained: int = 0
     crashed: int = 0
     declined: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -55,7 +60,9 @@ class Totals:
     worst: str = ""
     fp64: float = 0.0
     inductor: int = 0
+    inductor_models: int = 0
     inductor_sites: int = 0
+    inductor_ours: int = 0
 
     @staticmethod
     def of(rows: Sequence[Row]) -> Totals:
@@ -70,8 +77,12 @@ class Totals:
         for row in rows:
             count = counted.get(row["architecture"], {}).get("fused")
             if row["variant"] == "eager" and row["status"] == "measured" and isinstance(count, int):
+                beside = Totals()
+                beside.add(row)
                 totals.inductor += count
-                totals.inductor_sites += len(row["sites"]) + len(row["missed"])
+                totals.inductor_models += 1
+                totals.inductor_sites += beside.sites
+                totals.inductor_ours += beside.fused
         totals.unbuilt = {a: why for a, why in totals.unbuilt.items() if a not in totals.built}
         return totals
 
@@ -87,11 +98,16 @@ class Totals:
             return
         self.built.add(row["architecture"])
         fused = [s for s in row["sites"] if s["status"] == "fused"]
-        self.sites += len(row["sites"]) + len(row["missed"])
+        declined = [s for s in row["sites"] if s["status"] != "fused"]
+        strangers = [s for s in declined if (found := explain(row, s)) is not None and not found.attention]
+        self.sites += len(row["sites"]) + len(row["missed"]) - len(strangers)
         self.fused += len(fused)
         self.missed += len(row["missed"])
-        self.others += row["others"]
-        self.declined.update(generic(s["reason"]) for s in row["sites"] if s["status"] == "declined")
+        self.others += row["others"] + len(strangers)
+        self.strangers += len(strangers)
+        self.declined.update(generic(s["reason"]) for s in declined if s not in strangers)
+        self.unexplained += sum(explain(row, s) is None for s in declined)
+        self.kinds.update(kind(s, row["variant"]) for s in fused)
         figures = row["errors"]
         if outside(row):
             self.outside.append(row)

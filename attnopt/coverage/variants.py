@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from attnopt.coverage import diffusion
-from attnopt.coverage.build import Built, BuildError, build, one_line, scatter
+from attnopt.coverage.build import BuildError, Built, build, one_line, scatter
 from attnopt.coverage.decode import decode
 from attnopt.coverage.inputs import Inputs
 
@@ -20,7 +20,7 @@ class NotApplicable(Exception):  # noqa: N818  (an answer, not an error)
 
 
 def variant(model_type: str, name: str, level: int | None = None) -> tuple[nn.Module, Inputs, Built]:
-    """The module of a variant with its inputs. Raises `BuildError`, or `NotApplicable` where there is no such variant."""
+    """The module of a variant with its inputs. Raises `BuildError`; `NotApplicable` where there is no such variant."""
     if model_type.startswith(diffusion.PREFIX):
         return _diffusion(model_type, name)
     built = build(model_type, "sdpa" if name == "sdpa" else "eager", level)

@@ -1,4 +1,4 @@
-"""Imported once, by the server that rows are forked from: what every row would otherwise load and warm up for itself."""
+"""Imported once, by the server that rows are forked from: what every row would otherwise load for itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many attentions a graph holds, counted without the patterns, so that a site that none of them sees is missed aloud.
+"""How many attentions a graph holds, counted without the patterns, so that a site that none of them sees shows.
 
 Plain reachability: a softmax is an attention if, going back from its argument and forward from its result without
 crossing a layer (a product with a parameter, a norm, a convolution, another softmax), both ways meet a contraction of

@@ -16,7 +16,6 @@ from attnopt.patterns.gates import Dims, views_after
 from attnopt.patterns.site import _changed
 from attnopt.region import Line, Region
 
-
 _SIGNS = {"aten::add": 1, "aten::sub": -1}
 
 

@@ -1,4 +1,4 @@
-"""What is still computed once sites are fused, and for whom: inner values such as returned weights stay in the graph."""
+"""What is still computed once sites are fused, and for whom: inner values such as returned weights."""
 
 from __future__ import annotations
 

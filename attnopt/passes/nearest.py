@@ -14,8 +14,9 @@ from attnopt.patterns.views import CASTS, VIEWS
 
 _KNOWN = frozenset({
     *POINTWISE, *VIEWS, *CASTS, *GATHERS, "aten::dropout", "aten::split", "aten::split_with_sizes", "aten::chunk",
-    "aten::unbind", "aten::sym_size", "aten::arange", "aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::ones",
-    "aten::ones_like", "aten::new_ones", "aten::full", "aten::full_like", "aten::new_full", "aten::scalar_tensor",
+    "aten::unbind", "aten::sym_size", "aten::arange", "aten::zeros", "aten::zeros_like", "aten::new_zeros",
+    "aten::ones", "aten::ones_like", "aten::new_ones", "aten::full", "aten::full_like", "aten::new_full",
+    "aten::scalar_tensor",
 })  # fmt: skip
 # What is further back than this explains nothing to a reader.
 _MOST = 200

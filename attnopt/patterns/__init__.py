@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, linear, pointwise, sdpa, softmax, sums
+from attnopt.patterns import byhand, linear, named, pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -33,6 +33,7 @@ log = logging.getLogger("attnopt")
 
 PATTERNS = (
     Pattern("sdpa", sdpa.match),
+    Pattern("named", named.match),
     Pattern("sum", sums.match),
     Pattern("softmax", softmax.match),
     Pattern("softmax by hand", byhand.match),

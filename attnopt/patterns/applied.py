@@ -109,8 +109,8 @@ def finish(
         if isinstance(settled, str):
             return Decline(settled, site.node)
         masked, factor = settled
-        gate, weight = (sp.S.One, factor) if factor.has(ex.k) else (factor, sp.S.One)
-        if any(x.has(load) for x in (gate, weight, rows.sink) if x is not None):
+        gate, weight = (sp.S.One, factor.xreplace({load: ex.s})) if factor.has(ex.k) else (factor, sp.S.One)
+        if rows.sink is not None and rows.sink.has(load):
             return Decline("the scores enter the weights once more, beside the softmax", site.node)
         dropped = 1 - math.prod(1 - p for p in dropout.values())
         product = site.lifter.nodes[load.args[0].name]

@@ -78,12 +78,13 @@ def absorbed(total: sp.Expr, eps: float) -> sp.Expr:
     `eps` is the dtype's. A row whose keys are all filled is uniform in the source because the fill takes the scores'
     digits; kept as `s + fill` in higher precision it would be the softmax of the scores.
     """
+    constant = sp.Add(*[t for t in sp.Add.make_args(total) if t.is_number])
     for term in sp.Add.make_args(total):
-        test = ex.canon(term)
+        test = ex.canon(constant + term)  # `(1 - mask)*fill` reads `fill - fill*mask`
         if not isinstance(test, ex.Where) or 0 not in test.args[1:]:
             continue
         c, x, y = test.args
-        fill, rest = (x if y == 0 else y), total - term
+        fill, rest = (x if y == 0 else y), total - term - constant
         if fill.is_number and fill.is_finite and HUGE < fill <= _COARSE:
             unit = sp.Rational(eps) * 2 ** (int(abs(fill)).bit_length() - 1)
             rounded = ex.Snap(rest, unit) + fill

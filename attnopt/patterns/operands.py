@@ -5,6 +5,7 @@ A repeated key head (`expand`, `repeat_interleave`, `repeat_kv`) becomes a head 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Exp
             dims.append(plain[at])
         elif at.free_symbols == {ex.h} and "h" not in dims and extent.is_Integer:
             dims.append("h")
-            table = tuple(int(at.subs(ex.h, i)) for i in range(frame.heads))
+            table = _table(at, frame.heads)
             heads = int(extent)
         else:
             return None
@@ -116,6 +117,12 @@ def _clean(node: fx.Node, index: Index, place: Place, frame: Any, factor: sp.Exp
     if not _whole(node, dims, frame, place, heads, table):
         return None
     return Resolved(Operand(node, tuple(dims)), heads, table, factor)
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(at: sp.Expr, heads: int) -> tuple[int, ...]:
+    """The head that each query head reads, from its expression in `h`: the same for every layer."""
+    return tuple(int(at.subs(ex.h, i)) for i in range(heads))
 
 
 def _whole(node: fx.Node, dims: list[Any], frame: Any, place: Place, heads: int, table: tuple[int, ...]) -> bool:

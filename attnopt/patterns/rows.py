@@ -18,11 +18,12 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import HUGE, Masked, split
-from attnopt.patterns.gathers import trailing
+from attnopt.patterns.safety import depends
 from attnopt.patterns.views import Index, same, shape
 from attnopt.spec import EmptyRow, Normalizer, Pointwise, Softmax
 
-REDUCTIONS = {"aten::sum", "aten::mean", "aten::linalg_vector_norm", "aten::norm"}
+_NORMS = {"aten::linalg_vector_norm", "aten::norm"}
+REDUCTIONS = {"aten::sum", "aten::mean", *_NORMS}
 _MAXIMA = {"aten::amax", "aten::max.dim"}
 
 
@@ -136,7 +137,8 @@ def _reduction(load: ex.Load, product: ex.Load, lifter: Lifter) -> _Sum | Declin
         return None
     summand = summed(node, load.args[1:], lifter)
     if summand is None:
-        return None
+        euclid = op_name(node) in _NORMS and depends(node, lifter.nodes[product.args[0].name])
+        return Decline("a row is divided by another norm than the sum of its weights", node) if euclid else None
     raw, factor = summand
     if not raw.has(product):
         across = any(x.args[0] == product.args[0] for x in raw.atoms(ex.Load))
@@ -155,7 +157,7 @@ def summed(
     rank = len(shape(node.args[0]))
     dims = a.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or ())
-    absolute = op_name(node) in ("aten::linalg_vector_norm", "aten::norm")
+    absolute = op_name(node) in _NORMS
     if len(dims) != 1 or (absolute and a.get("ord", a.get("p")) != 1):
         return None
     place, at = dims[0] % rank, list(index)

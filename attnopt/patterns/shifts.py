@@ -90,5 +90,6 @@ def _is_of_row(load: ex.Load, logit: sp.Expr, lifter: Lifter) -> bool:
     logit = ex.canon(logit)
     if row == logit:
         return True
-    # The maximum of the scores without their mask is as finite as they are.
-    return bool(split(logit).score == split(row).score)
+    # The maximum of the scores without their mask, or of scores of another scale, is as finite as they are.
+    ratio = sp.cancel(split(logit).score / split(row).score)
+    return bool(ratio.is_number and ratio.is_positive)

@@ -14,6 +14,7 @@ from attnopt.graph import arguments, op_name, value
 from attnopt.patterns import weights
 from attnopt.patterns.applied import Applied, Rows, apply, finish, folded_heads, is_applying
 from attnopt.patterns.byhand import quotient
+from attnopt.patterns.contraction import CONTRACTIONS, is_contraction
 from attnopt.patterns.shifts import unshifted
 from attnopt.patterns.views import CASTS, VIEWS, Index, same, shape
 from attnopt.region import Region
@@ -24,6 +25,9 @@ _BETWEEN = {
     "aten::dropout", "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::masked_fill", "aten::nan_to_num",
     "aten::clamp", "aten::where", *VIEWS, *CASTS,
 }  # fmt: skip
+# Products that are candidates although their form may turn out to be unknown.
+_PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm", "aten::addmm"}
+_MORE = "the softmax runs over more than the keys whose values are summed"
 _CHANGED = "the weights are changed between the softmax and the values"
 # More columns than this beside the keys are no sinks.
 _COLUMNS = 8
@@ -35,7 +39,8 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
         return None
     declined: Decline | None = None
     for output, way in _applied(node):
-        for fold in (folded_heads(output), None) if value(output).dim() == 3 else (None,):
+        folds = (folded_heads(output), None) if value(output).dim() == 3 and is_contraction(output) else (None,)
+        for fold in folds:
             found = _read(node, output, way, constants, fold)
             if isinstance(found, Region):
                 return found
@@ -51,7 +56,7 @@ def _applied(node: fx.Node) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
         for user in current.users:
             if user in seen or not isinstance(value(user), torch.Tensor):
                 continue
-            if is_applying(user) and _widens(user, seen):
+            if (is_applying(user) or op_name(user) in _PRODUCTS) and _widens(user, seen):
                 yield user, seen
             elif op_name(user) in _BETWEEN and _carries(user, current):
                 seen.add(user)
@@ -93,10 +98,15 @@ def _read(
     if isinstance(columns, Decline):
         return columns
     dropout = dict(site.lifter.dropout)
-    site.lifter.limit = torch.finfo(value(node.args[0]).dtype).max
+    dtype = value(node.args[0]).dtype
+    if not dtype.is_floating_point:
+        return Decline(f"the scores are of {dtype}, and attention is fused for floating point numbers", node)
+    site.lifter.limit = torch.finfo(dtype).max
     logits = [ex.as_number(site.lifter.lift(node.args[0], i)) for i in (index, *columns)]
     if set(site.lifter.dropout) - set(dropout):
         return Decline("dropout acts on the scores", node)
+    if any(is_contraction(site.lifter.nodes.get(x.args[0].name)) for c in logits[1:] for x in c.atoms(ex.Load)):
+        return Decline(_MORE, node)
     rows = _rows(site, hearts[0], logits)
     return finish(node, output, site, rows, dropout) if rows is not None else Decline(_CHANGED, site.node)
 
@@ -126,7 +136,7 @@ def _columns(node: fx.Node, site: Applied, index: Index, dim: int) -> list[Index
         return []
     more = sp.expand(whole - n_k)
     if not more.is_Integer or not 0 <= offset <= more <= _COLUMNS:
-        return Decline("the softmax runs over more than the keys whose values are summed", node)
+        return Decline(_MORE, node)
     places = [*map(sp.Integer, range(int(offset))), *(n_k + i for i in range(int(offset), int(more)))]
     return [(*index[:dim], place, *index[dim + 1 :]) for place in places]
 

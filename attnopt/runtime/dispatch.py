@@ -271,6 +271,11 @@ def kernel_used(spec_key: str) -> str | None:
     return None if site is None else site.used
 
 
+def kernels(spec: AttentionSpec) -> str:
+    """The backends that ran a spec, or the terms of a sum, last; empty if none has run."""
+    return ", ".join(dict.fromkeys(name for term in spec.terms if (name := kernel_used(term.key))))
+
+
 def why_not(spec_key: str) -> str:
     """Why the spec does not run on a compiled kernel; empty if it does or has not run."""
     site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)

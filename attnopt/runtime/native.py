@@ -15,7 +15,7 @@ from attnopt.runtime.compile import Library
 from attnopt.runtime.inputs import dtype_name
 from attnopt.runtime.reference import Sample, reference
 from attnopt.runtime.validate import Verdict, compare, nudge
-from attnopt.spec import AttentionSpec
+from attnopt.spec import AttentionSpec, Softmax
 
 _ROWS = 8
 # Logits this large have an ulp of 1.5e-5 in fp32: ties between keys are then decided by rounding.
@@ -92,7 +92,9 @@ def check_rows(
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
     eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
     nudged: list[tuple[Tensor, Tensor]] = []
-    if float(torch.nan_to_num(golden_lse, neginf=0.0).abs().max()) > _LARGE:
+    large = float(torch.nan_to_num(golden_lse, neginf=0.0).abs().max()) > _LARGE
+    # Only the weights of a plain softmax are stable: others may cancel in the sum that they are divided by.
+    if large or not isinstance(spec.normalizer, Softmax) or spec.weight != 1:
         # Summing d products in sequence errs like inputs that are off by sqrt(d/2) roundings, here at two sigma.
         size = 2.0 * (1.0 + (q.shape[3] / 2) ** 0.5)
         for seed in range(3):

@@ -41,7 +41,7 @@ def fill(
 
     Args:
         plan: what to compute.
-        sizes: `n_b, n_h, n_q, n_k` and the scalars.
+        sizes: `n_b, n_h, n_q, n_k`, none of them zero, and the scalars.
         captures: tensors by name.
         block: queries and keys of one block.
         device: where the coordinates are made; the captures must be there.
@@ -51,9 +51,9 @@ def fill(
     if plan.rows == sp.true:
         return Filled(ends, None, None)
     kept = _values(plan.rows, sizes, captures, device)[:, :, 0]
-    place = torch.arange(sizes[ex.n_k], device=kept.device)
-    first = torch.where(kept, place, sizes[ex.n_k]).amin(-1)
-    return Filled(ends, first, torch.where(kept, place, -1).amax(-1))
+    some, last = kept.any(-1), sizes[ex.n_k] - 1
+    first = kept.byte().argmax(-1).masked_fill(~some, last + 1)
+    return Filled(ends, first, (last - kept.flip(-1).byte().argmax(-1)).masked_fill(~some, -1))
 
 
 def _values(
@@ -70,17 +70,12 @@ def _values(
 def _ends(values: Tensor, axis: str, block: int) -> tuple[Tensor, Tensor]:
     """Least and greatest value of every block of the axis, `[B or 1, H or 1, blocks]`."""
     flat = values.flatten(2) if axis else values[:, :, 0]
-    low, high = _guarded(flat)
-    whole = -(-flat.shape[-1] // block) * block
-    if whole != flat.shape[-1]:  # repeat the last value: it changes no end of its block
-        fill = whole - flat.shape[-1]
-        low, high = (torch.cat([x, x[..., -1:].expand(*x.shape[:-1], fill)], -1) for x in (low, high))
-    shape = (*flat.shape[:-1], -1, block)
-    return low.reshape(shape).amin(-1), high.reshape(shape).amax(-1)
-
-
-def _guarded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The values as lower and upper ends; those that arithmetic on ends cannot hold have infinite ones."""
-    bad = values.isnan() if values.is_floating_point() else (values > LARGEST) | (values < -LARGEST)
-    wide = values.to(torch.float64)
-    return wide.masked_fill(bad, -torch.inf), wide.masked_fill(bad, torch.inf)
+    extra = -flat.shape[-1] % block
+    if extra:  # repeat the last value: it changes no end of its block
+        flat = torch.cat([flat, flat[..., -1:].expand(*flat.shape[:-1], extra)], -1)
+    low, high = (x.to(torch.float64) for x in flat.unflatten(-1, (-1, block)).aminmax(dim=-1))
+    # Ends that arithmetic cannot hold, and NaN, which says that some value of the block is none, are infinite.
+    return (
+        low.masked_fill(low.isnan() | (low < -LARGEST) & (not flat.is_floating_point()), -torch.inf),
+        high.masked_fill(high.isnan() | (high > LARGEST) & (not flat.is_floating_point()), torch.inf),
+    )

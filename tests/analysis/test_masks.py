@@ -94,6 +94,10 @@ WORDS = (
     (q * k <= 8, "arbitrary: k*q <= 8"),
     (k >= ex.Minimum(ex.Maximum(q - 3, 0), n_k - 7), "a range of keys for each query (minimum(maximum(q - 3, 0), n_k - 7) <= k)"),
     (
+        sp.Abs(k - ex.Minimum(ex.Maximum(q, 3), n_k - 4)) <= 3,
+        "a range of keys for each query (minimum(maximum(q, 3), n_k - 4) - 3 <= k <= maximum(q, 3) + 3)",
+    ),
+    (
         sp.And(_CAUSAL, sp.Or(k < 4, q - k < 512)),
         "causal (top-left), and (at most 511 keys to the left of the diagonal (top-left), or the first 4 keys)",
     ),

@@ -17,7 +17,7 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.codegen import cpp
 from attnopt.codegen.base import CaptureLayout, Kernel, Layout, Plan
-from attnopt.spec import AttentionSpec, EmptyRow
+from attnopt.spec import AttentionSpec, EmptyRow, Pointwise
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="attnopt-tests-")
 
@@ -99,6 +99,11 @@ def dense(
     def value(expr: sp.Basic) -> Tensor:
         return _value(expr, names, held, dtype)
 
+    if isinstance(spec.normalizer, Pointwise):
+        kept = torch.where(value(spec.keep).bool(), value(spec.score).to(dtype).expand(s.shape), 0.0)
+        names |= {ex.t: kept.sum(-1, keepdim=True), ex.a: kept.abs().sum(-1, keepdim=True)}
+        divide = value(spec.normalizer.divide).to(dtype).expand(*s.shape[:3], 1)
+        return (kept * value(spec.weight) / divide) @ v * value(spec.gate), divide[..., 0].abs().log()
     logits = value(spec.score).to(dtype).expand(s.shape)
     logits = torch.where(value(spec.keep).bool(), logits, -torch.inf)
     parts = [logits]
@@ -107,7 +112,7 @@ def dense(
     joined = torch.cat(parts, -1)
     lse = torch.logsumexp(joined, -1)
     empty = (lse == -torch.inf)[..., None]
-    out = torch.where(empty, 0.0, torch.softmax(joined, -1)[..., : s.shape[3]]) @ v
+    out = (torch.where(empty, 0.0, torch.softmax(joined, -1)[..., : s.shape[3]]) * value(spec.weight)) @ v
     filler = {EmptyRow.ZERO: torch.zeros(()), EmptyRow.NAN: torch.tensor(torch.nan)}.get(spec.empty_row)
     if k.shape[2]:
         out = torch.where(empty, v.mean(2, keepdim=True) if filler is None else filler.to(dtype), out)
@@ -159,6 +164,7 @@ _FUNCTIONS = {
     "Minimum": torch.minimum,
     "Where": lambda c, x, y: torch.where(c, x, y),
     "Trunc": lambda x: x.trunc().long(),
+    "Snap": lambda x, unit: torch.round(x / unit) * unit,
     "floor": lambda x: x.floor().long(),
     "Abs": torch.abs,
 }

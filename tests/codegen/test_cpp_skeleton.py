@@ -193,6 +193,7 @@ FUNCTIONS = {
     "inverse_root": 1 / sp.sqrt(1 + sp.Abs(ex.s)),
     "power": (1 + sp.Abs(ex.s)) ** sp.Rational(1, 3),
     "trunc": ex.Trunc(ex.s),
+    "snap": ex.Snap(ex.s, sp.Rational(1, 4)) + ex.Snap(ex.s, sp.Integer(8)),
     "floor": sp.floor(ex.s),
     "maximum": ex.Maximum(ex.s, sp.Rational(1, 3)),
     "minimum": ex.Minimum(ex.s, sp.Rational(1, 3)),

@@ -24,7 +24,7 @@ from attnopt.options import Options
 from attnopt.runtime.dispatch import kernel_used
 from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.op import attention
-from attnopt.spec import AttentionSpec, Heads
+from attnopt.spec import AttentionSpec, EmptyRow, Heads
 from tests.analysis.keeps import KEEPS, grids
 from tests.conformance.judge import judge, tensors
 
@@ -57,7 +57,7 @@ RANGES = (
 
 @pytest.mark.parametrize(("name", "keep"), RANGES, ids=[r[0] for r in RANGES])
 def test_tile_ranges_of_the_kernel(name: str, keep: sp.Basic) -> None:
-    spec = AttentionSpec(Heads(1, 1, 1, 16, 16), keep=keep, empty_row=attnopt.spec.EmptyRow.ZERO).canonical()
+    spec = AttentionSpec(Heads(1, 1, 1, 16, 16), keep=keep, empty_row=EmptyRow.ZERO).canonical()
     for n_queries, n_keys in ((1, 1), (200, 129), (65, 200)):
         inputs = tensors(spec, 1, n_queries, n_keys, "contiguous", torch.float32, 1.0)
         verdict = judge(spec, inputs, [], [], attention(spec, *inputs, [], []))

@@ -17,20 +17,33 @@ from tests.specs import Sizes, case
 
 # What is broken, the case it is broken in, the text of the kernel, what it becomes.
 MUTATIONS = (
-    ("drops the scale", "scale", "* kScale", "* 1.0f"),
+    ("drops the scale", "scale", "kD, kScale, t.q", "kD, 1.0f, t.q"),
     ("causal is off by one", "causal", "splat_i(q) >= k", "splat_i(q) > k"),
     ("causal range ends a key early", "causal", "minimum(n_k, q1)", "minimum(n_k, q1 - 1)"),
-    ("skips the rescale", "scale", "exp_negative(splat_f(running_max - shift))[0]", "1.0f"),
-    ("forgets the earlier sum", "scale", "running_sum * scale + sum_lanes(sum)", "sum_lanes(sum)"),
+    ("skips the rescale", "scale", "splat_f(1.0f), exp_negative(old - shift)", "splat_f(1.0f), splat_f(1.0f)"),
+    ("forgets the earlier sum", "scale", "VF sum = load(t.sum + r * kLanes) * t.scale[r];", "VF sum{};"),
+    ("forgets the earlier values", "scale", "store(o, load(o) * scale[r] + sum[r][i]);", "store(o, sum[r][i]);"),
     ("reads the wrong key head", "gqa", "{ return h / 4; }", "{ return h % 2; }"),
     ("yields zeros for uniform rows", "empty_uniform", "n_k > 0 ? t.mean[d] : 0.0f", "0.0f"),
     ("does not mask the tail", "bias", "logit = select(kIota < valid, logit, nothing);", "{}"),
     ("drops the bias", "bias", "VF logit = (bias_0 + s)", "VF logit = s"),
     ("ignores padding", "padding", "load_i<kRagged>(pad", "splat_i(1) | load_i<kRagged>(pad"),
     ("uses another base", "scale", "exp_negative(load(x + j) - shift)", "exp_negative((load(x + j) - shift) * 0.99f)"),
-    ("does not divide by the sum", "scale", "1.0f / t.sum[r]", "1.0f"),
+    ("does not divide by the sum", "scale", "1.0f / sum;", "1.0f;"),
     ("forgets the sink", "sink", ": 1.0f + (sink - sink)", ": 0.0f"),
-    ("drops the gate", "gate", "value * gate", "value"),
+    ("drops the gate", "gate", "inverse * gate", "inverse"),
+    (
+        "takes one key's values for another's",
+        "scale",
+        "load(v + (key * NV + i) * kLanes)",
+        "load(v + (key / 2 * 2 * NV + i) * kLanes)",
+    ),
+    ("multiplies no weights", "signed", "store(x + j, p * load(t.w + r * kBlockK + j));", "store(x + j, p);"),
+    ("divides by no total", "softplus", "inverse = 1.0f / divisor", "inverse = 1.0f"),
+    ("sums signed weights as absolute", "linear", "sum += logit;", "sum += abs_(logit);"),
+    ("sums absolute weights as signed", "linear_absolute", "size += abs_(logit);", "size += logit;"),
+    ("keeps masked weights", "relu", "const VF nothing{};", "const VF nothing = splat_f(0.01f);"),
+    ("decays too slowly", "decay", "= exp_(", "= 0.9f * exp_("),
     ("soft-caps too low", "softcap", "= tanh_(s)", "= tanh_(s * 0.999f)"),
 )
 

@@ -72,6 +72,10 @@ INLINE VF load(const float* p) {
   return x;
 }
 INLINE void store(float* p, VF x) { memcpy(p, &x, sizeof x); }
+INLINE void write(float* p, VF x) { store(p, x); }
+template <class T> INLINE void write(T* p, VF x) {
+  for (int lane = 0; lane < kLanes; ++lane) write(p + lane, x[lane]);
+}
 
 // kLanes consecutive elements; a ragged load reads the first `valid` ones only.
 template <bool kRagged, class T> INLINE VF load_f(const T* p, int valid) {
@@ -178,11 +182,17 @@ INLINE VF exp2_fraction(VF f) {
 constexpr float kLog2e = 1.44269502f, kLog2eLow = 1.92596303e-8f;
 constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves the nearest integer in the low bits
 
-// e^x for x <= 0; zero below the normal range.
+// e^x for x <= 0; zero below the normal range. Relative error 1.7e-7 near zero, and 2e-8 |x| more further out,
+// where the weight itself is small.
 INLINE VF exp_negative(VF x) {
   const VF shifted = x * kLog2e + kRound;
   const VF scale = (VF)(((VI)shifted << 23) + 0x3f800000);
-  const VF p = exp2_fraction((x * kLog2e - (shifted - kRound)) + x * kLog2eLow) * scale;
+  const VF f = x * kLog2e - (shifted - kRound);
+  VF p = f * 0.00132647273f + 0.00967151299f;
+  p = p * f + 0.0555073358f;
+  p = p * f + 0.240222424f;
+  p = p * f + 0.693147004f;
+  p = (p * f + 1.0f) * scale;
   return x < -87.0f ? VF{} : p;
 }
 
@@ -239,8 +249,9 @@ INLINE void transpose(VF* x) {
 // ---- this attention -------------------------------------------------------------------------------
 typedef float Element;  // of q, k, v and out
 constexpr int kHeads = 4, kKeyHeads = 4, kValueHeads = 4, kD = 32, kDv = 32;
-constexpr int kRows = 6, kPanel = 16, kBlockQ = 48, kBlockK = 128, kRun = 64;
+constexpr int kRows = 6, kPanel = 16, kBlockQ = 48, kBlockK = 128;
 constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = 32;  // kDv in whole vectors
 constexpr float kScale = 0.176776692f;  // constant factor of the scores, folded into q
 constexpr bool kStaticMask = false;  // some of the mask is decided by coordinates
@@ -260,8 +271,9 @@ struct Args {
 };
 
 // Scores of R queries against a panel of keys: s[r][0 .. NV * kLanes).
-template <int R, int NV> INLINE void score_block(const float* q, const float* panel, float* s) {
+template <int R, int NV> void score_block(const float* q, const float* panel, float* s) {
   VF sum[R][NV] = {};
+#pragma GCC unroll 4
   for (int d = 0; d < kD; ++d) {
     VF key[NV];
 #pragma GCC unroll 2
@@ -277,45 +289,49 @@ template <int R, int NV> INLINE void score_block(const float* q, const float* pa
     for (int v = 0; v < NV; ++v) store(s + r * kBlockK + v * kLanes, sum[r][v]);
 }
 
-// out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][..], for NV vectors of the width.
-// Keys are summed in runs from zero: rounding then grows with the run's length, not with the whole row's.
-template <int R, int NV>
-INLINE void value_block(const float* p, const float* v, int64_t v_row, int keys, const float* scale, float* out) {
-  for (int start = 0; start < keys; start += kRun) {
-    const int stop = start + kRun < keys ? start + kRun : keys;
-    VF sum[R][NV] = {};
-    for (int key = start; key < stop; ++key, v += v_row) {
-      VF value[NV];
+// out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][0 .. NV * kLanes).
+// The keys of a tile are summed from zero: rounding then grows with the tile's length, not with the whole row's.
+template <int R, int NV> void value_block(const float* p, const float* v, int keys, const float* scale, float* out) {
+  VF sum[R][NV] = {};
+#pragma GCC unroll 4
+  for (int key = 0; key < keys; ++key) {
+    VF value[NV];
 #pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i) value[i] = load(v + i * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-        for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
-    }
+    for (int i = 0; i < NV; ++i) value[i] = load(v + (key * NV + i) * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i) {
-        float* o = out + r * kWidth + i * kLanes;
-        store(o, load(o) * (start ? 1.0f : scale[r]) + sum[r][i]);
-      }
+      for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int i = 0; i < NV; ++i) {
+      float* o = out + r * kWidth + i * kLanes;
+      store(o, load(o) * scale[r] + sum[r][i]);
+    }
 }
 
-// The blocks above for any number of rows: a short last block is rounded up to one that exists.
-template <int NV> void score_rows(int rows, const float* q, const float* panel, float* s) {
-  if (rows > 4) return score_block<6, NV>(q, panel, s);
-  if (rows > 2) return score_block<4, NV>(q, panel, s);
-  if (rows > 1) return score_block<2, NV>(q, panel, s);
-  score_block<1, NV>(q, panel, s);
+// The blocks for a number of rows, one vector or two: a short last block is rounded up to one that exists.
+typedef void (*ScoreBlock)(const float*, const float*, float*);
+typedef void (*ValueBlock)(const float*, const float*, int, const float*, float*);
+const ScoreBlock kScore[2][7] = {
+  {nullptr, score_block<1, 1>, score_block<2, 1>, score_block<4, 1>, score_block<4, 1>, score_block<6, 1>, score_block<6, 1>},
+  {nullptr, score_block<1, 2>, score_block<2, 2>, score_block<4, 2>, score_block<4, 2>, score_block<6, 2>, score_block<6, 2>}};
+const ValueBlock kValue[2][7] = {
+  {nullptr, value_block<1, 1>, value_block<2, 1>, value_block<4, 1>, value_block<4, 1>, value_block<6, 1>, value_block<6, 1>},
+  {nullptr, value_block<1, 2>, value_block<2, 2>, value_block<4, 2>, value_block<4, 2>, value_block<6, 2>, value_block<6, 2>}};
+
+// A row of elements as floats times a factor, and back.
+INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
+  int d = 0;
+  for (; stride == 1 && d + kLanes <= count; d += kLanes) store(to + d, load_f<false>(p + d, kLanes) * factor);
+  for (; d < count; ++d) to[d] = read_f(p[d * stride]) * factor;
 }
-template <int NV>
-void value_rows(int rows, const float* p, const float* v, int64_t v_row, int keys, const float* scale, float* out) {
-  if (rows > 4) return value_block<6, NV>(p, v, v_row, keys, scale, out);
-  if (rows > 2) return value_block<4, NV>(p, v, v_row, keys, scale, out);
-  if (rows > 1) return value_block<2, NV>(p, v, v_row, keys, scale, out);
-  value_block<1, NV>(p, v, v_row, keys, scale, out);
+INLINE void write_row(const float* from, int count, float factor, Element* p, int64_t stride) {
+  int d = 0;
+  for (; stride == 1 && d + kLanes <= count; d += kLanes) write(p + d, load(from + d) * factor);
+  for (; d < count; ++d) write(p + d * stride, from[d] * factor);
 }
 
 struct KeyRange { int64_t lo, hi, full_lo, full_hi; };
@@ -326,10 +342,18 @@ INLINE KeyRange key_range(const Args& a, int64_t b, int64_t h, int64_t q0, int64
   return {0, n_k, 0, n_k};
 }
 
-// Turns raw scores x[begin .. end) of one row into logits and returns their maximum.
+// Scratch of one thread for one tile of queries. `top` and `sum` have one entry a lane: they meet when all is done.
+struct Scratch {
+  float q[kTileQ * kD], s[kTileQ * kBlockK], out[kTileQ * kWidth];
+  float sum[kStats * kLanes], scale[kStats];
+  float top[kStats * kLanes], max[kStats], shift[kStats];
+};
+
+// Turns raw scores x[begin .. end) of row r into logits and keeps their maximum.
 template <bool kMasked>
-float logits(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int begin, int end, float* x) {
+void row_pass(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int begin, int end, int r, Scratch& t) {
   const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+  float* const x = t.s + r * kBlockK;
   const VF nothing = splat_f(-INFINITY);
   VF top = nothing;
 
@@ -339,110 +363,40 @@ float logits(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int beg
     VF logit = s;
     if constexpr (kRagged) logit = select(kIota < valid, logit, nothing);
     if constexpr (kRagged || kMasked || kChanges) store(x + j, logit);
+
     top = select(logit > top, logit, top);
   };
   int j = begin;
   for (; j + kLanes <= end; j += kLanes) element(j, kLanes, Whole{});
   if (j < end) element(j, end - j, Ragged{});
-  return max_lanes(top);
+  store(t.top + r * kLanes, top);
 }
 
-// Weights of one row relative to the running maximum; `scale` is what earlier results have to be multiplied by.
-void weigh(float* x, int begin, int end, float top, float& running_max, float& running_sum, float& scale) {
-  const float next = top > running_max ? top : running_max;
-  const float shift = next == -INFINITY ? 0.0f : next;
-  VF sum{};
+// The new maxima of kLanes rows, and what their earlier results have to be multiplied by.
+INLINE void raise(int r, Scratch& t) {
+  VF x[kLanes];
+  for (int i = 0; i < kLanes; ++i) x[i] = load(t.top + (r + i) * kLanes);
+  transpose(x);
+  const VF old = load(t.max + r);
+  VF next = old;
+  for (int i = 0; i < kLanes; ++i) next = select(x[i] > next, x[i], next);
+  const VF shift = select(to_bool(next == -INFINITY), VF{}, next);
+  store(t.max + r, next);
+  store(t.shift + r, shift);
+  store(t.scale + r, select(to_bool(next == old), splat_f(1.0f), exp_negative(old - shift)));
+}
+
+// Weights of one row relative to the running maximum.
+INLINE void weigh(int begin, int end, int r, Scratch& t) {
+  float* const x = t.s + r * kBlockK;
+  const float shift = t.shift[r];
+  VF sum = load(t.sum + r * kLanes) * t.scale[r];
   for (int j = begin; j < end; j += kLanes) {
     const VF p = exp_negative(load(x + j) - shift);
     store(x + j, p);
     sum += p;
   }
-  scale = next == running_max ? 1.0f : exp_negative(splat_f(running_max - shift))[0];
-  running_sum = running_sum * scale + sum_lanes(sum);
-  running_max = next;
-}
-
-// Scratch of one thread for one tile of queries.
-struct Scratch {
-  float q[kTileQ * kD], s[kTileQ * kBlockK], out[kTileQ * kWidth];
-  float max[kTileQ], sum[kTileQ], scale[kTileQ], mean[kWidth];
-};
-
-// One tile of keys for all blocks of rows.
-void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t k0, const float* panels,
-              const float* values, int64_t v_row, Scratch& t) {
-  const int blocks = (rows + kRows - 1) / kRows;
-  int begin[kTileQ / kRows], end[kTileQ / kRows], last = 0;
-  bool masked[kTileQ / kRows];
-  for (int i = 0; i < blocks; ++i) {
-    const int64_t first = q0 + i * kRows;
-    const KeyRange range = key_range(a, b, h, first, minimum(first + kRows, q0 + rows));
-    begin[i] = int(maximum(range.lo - k0, int64_t(0))) / kPanel * kPanel;
-    end[i] = int(maximum(minimum(range.hi - k0, int64_t(kBlockK)), int64_t(0)));
-    if (end[i] <= begin[i]) begin[i] = end[i] = 0;
-    masked[i] = k0 + begin[i] < range.full_lo || k0 + end[i] > range.full_hi;
-    last = end[i] > last ? end[i] : last;
-  }
-  for (int column = 0; column < last; column += kPanel)
-    for (int i = 0; i < blocks; ++i) {
-      if (column < begin[i] || column >= end[i]) continue;
-      const float *q = t.q + i * kRows * kD, *panel = panels + (k0 + column) * kD;
-      float* s = t.s + i * kRows * kBlockK + column;
-      const auto score = end[i] - column > kLanes ? score_rows<2> : score_rows<1>;
-      score(rows - i * kRows, q, panel, s);
-    }
-  for (int r = 0; r < rows; ++r) {
-    const int i = r / kRows;
-    if (begin[i] == end[i]) continue;
-    float* x = t.s + r * kBlockK;
-    const auto form = masked[i] && kStaticMask ? logits<kStaticMask> : logits<false>;
-    const float top = form(a, b, h, q0 + r, k0, begin[i], end[i], x);
-    weigh(x, begin[i], end[i], top, t.max[r], t.sum[r], t.scale[r]);
-  }
-  for (int column = 0; column < kWidth; column += 2 * kLanes)
-    for (int i = 0; i < blocks; ++i) {
-      if (begin[i] == end[i]) continue;
-      const float *p = t.s + i * kRows * kBlockK + begin[i], *v = values + (k0 + begin[i]) * v_row + column;
-      const auto value = kWidth - column > kLanes ? value_rows<2> : value_rows<1>;
-      value(rows - i * kRows, p, v, v_row, end[i] - begin[i], t.scale + i * kRows, t.out + i * kRows * kWidth + column);
-    }
-}
-
-// Queries [q0, q0 + rows) of one head.
-void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const float* panels, const float* values,
-                int64_t v_row, Scratch& t) {
-  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
-  const int padded = (rows + kRows - 1) / kRows * kRows;
-  for (int r = 0; r < padded; ++r)
-    for (int d = 0; d < kD; ++d) {
-      const Element* q = a.q + b * a.q_stride[0] + h * a.q_stride[1] + (q0 + r) * a.q_stride[2];
-      t.q[r * kD + d] = r < rows ? read_f(q[d * a.q_stride[3]]) * kScale : 0.0f;
-    }
-
-  for (int r = 0; r < padded; ++r) {
-    t.max[r] = -INFINITY;
-    t.sum[r] = 0.0f;
-    t.scale[r] = 1.0f;
-  }
-  memset(t.out, 0, sizeof(float) * padded * kWidth);
-  memset(t.s, 0, sizeof(float) * padded * kBlockK);
-  const KeyRange range = key_range(a, b, h, q0, q0 + rows);
-  for (int64_t k0 = range.lo / kPanel * kPanel; k0 < range.hi; k0 += kBlockK)
-    key_tile(a, b, h, q0, rows, k0, panels, values, v_row, t);
-
-  for (int r = 0; r < rows; ++r) {
-    const int64_t q = q0 + r;
-    const bool empty = t.sum[r] == 0.0f;
-
-    const float inverse = empty ? 0.0f : 1.0f / t.sum[r];
-    Element* out = a.out + b * a.out_stride[0] + h * a.out_stride[1] + q * a.out_stride[2];
-    for (int d = 0; d < kDv; ++d) {
-      float value = t.out[r * kWidth + d] * inverse;
-      if (empty) value = n_k > 0 ? NAN : 0.0f;
-      write(out + d * a.out_stride[3], value);
-    }
-
-  }
+  store(t.sum + r * kLanes, sum);
 }
 
 // Keys as fp32 panels [n_k / kPanel][kD][kPanel], zero beyond the last key.
@@ -465,15 +419,109 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
   }
 }
 
-// Values as fp32 rows of kWidth, zero beyond kDv.
-void pack_values(const Args& a, int64_t b, int64_t head, float* rows) {
-  const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
-  for (int64_t k = 0; k < a.n_k; ++k, rows += kWidth) {
-    const Element* v = values + k * a.v_stride[2];
-    int d = 0;
-    for (; a.v_stride[3] == 1 && d + kLanes <= kDv; d += kLanes) store(rows + d, load_f<false>(v + d, kLanes));
-    for (; d < kWidth; ++d) rows[d] = d < kDv ? read_f(v[d * a.v_stride[3]]) : 0.0f;
+// The mean of all values of a query head's value head.
+void average(const Args& a, int64_t b, int64_t h, float* mean) {
+  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
+  for (int d = 0; d < kDv; ++d) {
+    double total = 0;
+    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
+    mean[d] = float(total / double(a.n_k));
   }
+}
+
+// Values as fp32 panels [kWidth / kPanel][n_k][kPanel], zero beyond kDv; the last panel may be one vector wide.
+void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
+  const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
+  for (int column = 0; column < kWidth; column += kPanel) {
+    const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
+    const int valid = kDv - column < width ? kDv - column : width;
+    for (int64_t k = 0; k < a.n_k; ++k, panels += width) {
+      if (valid < width) memset(panels, 0, sizeof(float) * width);
+      read_row(values + k * a.v_stride[2] + column * a.v_stride[3], a.v_stride[3], valid, 1.0f, panels);
+    }
+  }
+}
+
+// A row before any key.
+INLINE void start_row(const Args& a, int64_t b, int64_t h, int r, Scratch& t) {
+  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+  store(t.sum + r * kLanes, VF{});
+  t.scale[r] = 1.0f;
+  t.max[r] = -INFINITY;
+  store(t.top + r * kLanes, splat_f(-INFINITY));
+}
+
+// The result of a row after all keys.
+void finish_row(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& t) {
+  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+  const float sum = sum_lanes(load(t.sum + r * kLanes));
+  const bool empty = sum == 0.0f;
+  const float inverse = 1.0f / sum;
+
+  Element* out = a.out + b * a.out_stride[0] + h * a.out_stride[1] + q * a.out_stride[2];
+  if (empty) {
+    for (int d = 0; d < kDv; ++d) write(out + d * a.out_stride[3], (n_k > 0 ? NAN : 0.0f));
+    return;
+  }
+  write_row(t.out + r * kWidth, kDv, inverse, out, a.out_stride[3]);
+}
+
+// One tile of keys for all blocks of rows.
+void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t k0, const float* panels,
+              const float* values, Scratch& t) {
+  const int64_t n_k = a.n_k;
+  const int blocks = (rows + kRows - 1) / kRows;
+  int begin[kTileQ / kRows], end[kTileQ / kRows], last = 0;
+  int left[kTileQ / kRows];
+  bool masked[kTileQ / kRows];
+  for (int i = 0; i < blocks; ++i) {
+    left[i] = rows - i * kRows < kRows ? rows - i * kRows : kRows;
+    const int64_t first = q0 + i * kRows;
+    const KeyRange range = key_range(a, b, h, first, minimum(first + kRows, q0 + rows));
+    begin[i] = int(maximum(range.lo - k0, int64_t(0))) / kPanel * kPanel;
+    end[i] = int(maximum(minimum(range.hi - k0, int64_t(kBlockK)), int64_t(0)));
+    if (end[i] <= begin[i]) begin[i] = end[i] = 0;
+    masked[i] = k0 + begin[i] < range.full_lo || k0 + end[i] > range.full_hi;
+    last = end[i] > last ? end[i] : last;
+  }
+  for (int column = 0; column < last; column += kPanel)
+    for (int i = 0; i < blocks; ++i) {
+      if (column < begin[i] || column >= end[i]) continue;
+      const float *q = t.q + i * kRows * kD, *panel = panels + (k0 + column) * kD;
+      float* s = t.s + i * kRows * kBlockK + column;
+      kScore[end[i] - column > kLanes][left[i]](q, panel, s);
+    }
+  for (int r = 0; r < rows; ++r) {
+    const int i = r / kRows;
+    const auto form = masked[i] && kStaticMask ? row_pass<kStaticMask> : row_pass<false>;
+    form(a, b, h, q0 + r, k0, begin[i], end[i], r, t);
+  }
+  for (int r = 0; r < rows; r += kLanes) raise(r, t);
+  for (int r = 0; r < rows; ++r) weigh(begin[r / kRows], end[r / kRows], r, t);
+  for (int column = 0; column < kWidth; column += kPanel) {
+    const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
+    for (int i = 0; i < blocks; ++i) {
+      if (begin[i] == end[i]) continue;
+      const float *p = t.s + i * kRows * kBlockK + begin[i], *v = values + column * n_k + (k0 + begin[i]) * width;
+      float* out = t.out + i * kRows * kWidth + column;
+      kValue[width > kLanes][left[i]](p, v, end[i] - begin[i], t.scale + i * kRows, out);
+    }
+  }
+}
+
+// Queries [q0, q0 + rows) of one head.
+void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const float* panels, const float* values,
+                Scratch& t) {
+  const int padded = (rows + kRows - 1) / kRows * kRows;
+  const Element* first = a.q + b * a.q_stride[0] + h * a.q_stride[1] + q0 * a.q_stride[2];
+  for (int r = 0; r < rows; ++r) read_row(first + r * a.q_stride[2], a.q_stride[3], kD, kScale, t.q + r * kD);
+  memset(t.q + rows * kD, 0, sizeof(float) * (padded - rows) * kD);
+  memset(t.out, 0, sizeof(float) * padded * kWidth);
+  for (int r = 0; r < kStats; ++r) start_row(a, b, h, r, t);
+  const KeyRange range = key_range(a, b, h, q0, q0 + rows);
+  for (int64_t k0 = range.lo / kPanel * kPanel; k0 < range.hi; k0 += kBlockK)
+    key_tile(a, b, h, q0, rows, k0, panels, values, t);
+  for (int r = 0; r < rows; ++r) finish_row(a, b, h, q0 + r, r, t);
 }
 
 // Queries are cut into tiles of equal height, so that none is left over with a few rows.
@@ -490,23 +538,11 @@ struct Buffers {
   int64_t keys_size, values_size;  // floats of one head
 };
 
-// Values that can be read in place need no packing.
-INLINE bool values_in_place(const Args& a) {
-  // Rows far apart share cache sets: copying them together pays once a few tiles of queries read them.
-  return a.v_stride[3] == 1 && (a.v_stride[2] == kDv || a.n_q * (kHeads / kValueHeads) <= 2 * kRows);
-}
-
-void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* packed,
+void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* values,
              Scratch& scratch) {
   const int64_t q0 = tile * cut.height;
   const int rows = int(minimum(cut.height, a.n_q - q0));
-  const float* values = packed;
-  int64_t v_row = kWidth;
-  if (values_in_place(a)) {
-    values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
-    v_row = a.v_stride[2];
-  }
-  query_tile(a, b, h, q0, rows, panels, values, v_row, scratch);
+  query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
 // Many key heads: each thread packs one and serves all its queries from its own cache.
@@ -520,7 +556,7 @@ void by_key_head(const Args& a, const Buffers& buffers, int threads) {
     for (int64_t item = 0; item < a.n_b * kKeyHeads; ++item) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
-      if (!values_in_place(a)) pack_values(a, b, head, values);
+      pack_values(a, b, head, values);
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)
@@ -541,7 +577,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
       const int64_t b = item / (kKeyHeads + kValueHeads), head = item % (kKeyHeads + kValueHeads);
       if (head < kKeyHeads) {
         pack_keys(a, b, head, buffers.keys + (b * kKeyHeads + head) * buffers.keys_size);
-      } else if (!values_in_place(a)) {
+      } else {
         const int64_t v_head = head - kKeyHeads;
         pack_values(a, b, v_head, buffers.values + (b * kValueHeads + v_head) * buffers.values_size);
       }
@@ -561,7 +597,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
 int32_t run(const Args& a, int threads) {
   const bool per_head = kSharedHeads && (threads == 1 || a.n_b * kKeyHeads >= 4 * threads);
   const int64_t panels = (a.n_k + kPanel - 1) / kPanel * kPanel;
-  const int64_t keys_size = panels * kD, values_size = values_in_place(a) ? 0 : a.n_k * kWidth;
+  const int64_t keys_size = panels * kD, values_size = a.n_k * kWidth;
   const int64_t key_sets = per_head ? threads : a.n_b * kKeyHeads;
   const int64_t value_sets = per_head ? threads : a.n_b * kValueHeads;
   const int64_t floats = key_sets * keys_size + value_sets * values_size;

@@ -50,7 +50,8 @@ def _found(run: Callable[..., Any], **dynamic: Any) -> tuple[Any, list[Region]]:
 
 @pytest.mark.parametrize("run", [_plain, _shared_scores, _shape_read])
 def test_scores_that_only_fused_sites_use_are_gone(run: Callable[..., Any]) -> None:
-    graph, regions = _found(run, **({"dynamic_shapes": {"args": (({0: torch.export.Dim("n")}),)}} if run is _shape_read else {}))
+    batch = {"dynamic_shapes": {"args": ({0: torch.export.Dim("n")},)}} if run is _shape_read else {}
+    graph, regions = _found(run, **batch)
     assert regions
     assert used_elsewhere(graph, regions) == {}
     assert not [n for n in live(graph, regions) if op_name(n) == "aten::softmax"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_no_false_friend(friend: Friend, validate: bool) -> None:
     assert fast.report.fused == friend.fused, str(fast.report)
     assert len(declined) == len(friend.reasons), str(fast.report)
     for site, words in zip(declined, friend.reasons, strict=True):
-        assert words in site.reason
+        assert re.search(words, site.reason), site.reason
         assert "could not be read" not in site.reason
         assert "validation failed" not in site.reason
     eager, kernel = (_outcome(run, _copies(friend.inputs), friend.backward) for run in (model, fast))

@@ -10,7 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.expr import k, q, s
-from attnopt.patterns.masks import Masked, split
+from attnopt.patterns.masks import Masked, absorbed, split
 from attnopt.spec import EmptyRow
 
 MIN = ex.number(torch.finfo(torch.float32).min)
@@ -74,3 +74,41 @@ def test_two_minima_that_overflow_drop_for_good_what_both_drop(other: sp.Basic) 
     assert found.keep == ex.canon(sp.Or(KEPT, other)) and found.empty_row is EmptyRow.NAN
     _agrees(found, logit)
     assert split(logit, limit=torch.finfo(torch.float64).max).keep == sp.true
+
+
+ABSORBED = (
+    ("minimum", torch.float16, -65504.0, 32),
+    ("ten_thousand", torch.float16, -10000.0, 8),
+    ("ten_thousand", torch.bfloat16, -10000.0, 64),
+    ("billion", torch.bfloat16, -1e9, 2**22),
+)
+
+
+@pytest.mark.parametrize(("name", "dtype", "fill", "unit"), ABSORBED, ids=[f"{a[0]}_{str(a[1])[6:]}" for a in ABSORBED])
+def test_a_fill_in_sixteen_bits_rounds_the_score(name: str, dtype: torch.dtype, fill: float, unit: int) -> None:
+    value = ex.number(torch.tensor(fill, dtype=dtype).item())
+    found = absorbed(s + ex.Where(KEPT, sp.S.Zero, value), torch.finfo(dtype).eps)
+    assert found == ex.Where(KEPT, s, ex.Snap(s, sp.Integer(unit)) + value)
+    for score in (0.3, 11.0, -14.0, 40.0):
+        added = torch.tensor(score, dtype=dtype) + torch.tensor(fill, dtype=dtype)
+        if added.isfinite() and -added < 2 ** int(-value).bit_length():  # else the sum is of the next binade
+            assert float(ex.Snap(ex.number(score), sp.Integer(unit)) + value) == added.item()
+
+
+PLAIN = (
+    s + ex.Where(KEPT, sp.S.Zero, MIN),
+    s + ex.Where(KEPT, sp.S.Zero, NO),
+    s + ex.Where(KEPT, sp.S.Zero, sp.Integer(-100)),
+    s + ex.Where(KEPT, sp.S.One, sp.Integer(-10000)),
+    ex.Where(KEPT, s, sp.Integer(-10000)),
+)
+
+
+@pytest.mark.parametrize("logit", PLAIN, ids=str)
+def test_other_fills_stay(logit: sp.Expr) -> None:
+    assert absorbed(logit, 2**-10) == logit
+
+
+def test_a_fill_that_is_written_as_a_product_is_seen() -> None:
+    value, kept = sp.Integer(-65504), ex.Where(KEPT, sp.S.One, sp.S.Zero)
+    assert absorbed(s + (1 - kept) * value, 2**-10) == ex.Where(KEPT, s, ex.Snap(s, sp.Integer(32)) + value)

@@ -27,6 +27,7 @@ def value(expr: sp.Basic, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         (ex.Minimum(ex.q, ex.n_k - 3), lambda q, k: min(q, 2)),
         (ex.Where(sp.Ge(ex.q - ex.k, 0), sp.Rational(1, 2), ex.NEG_INF), lambda q, k: 0.5 if q >= k else -torch.inf),
         (ex.Trunc((ex.k - 3) / sp.Integer(2)), lambda q, k: int((k - 3) / 2)),
+        (ex.Snap(3 * ex.k - ex.q, sp.Integer(4)), lambda q, k: 4 * round((3 * k - q) / 4)),
         (sp.floor((ex.k - 3) / sp.Integer(2)), lambda q, k: (k - 3) // 2),
         (sp.Or(sp.Ge(ex.q - 3, 0), sp.Ne(ex.k, 2)), lambda q, k: q >= 3 or k != 2),
         (sp.exp(-ex.k), lambda q, k: torch.tensor(-k, dtype=torch.float64).exp()),
@@ -53,3 +54,13 @@ def test_constants_do_not_widen_half_precision() -> None:
     scores = torch.randn(2, 3, 4, 5, dtype=torch.bfloat16)
     scope = Scope(AXES, {}, {}, scores, torch.bfloat16)
     assert evaluate(ex.s * sp.Rational(1, 3), scope).dtype == torch.bfloat16
+
+
+def test_snapping_keeps_what_is_not_finite_and_passes_the_gradient() -> None:
+    scores = torch.tensor([5.0, 6.0, -7.0, torch.inf, -torch.inf, torch.nan]).view(1, 1, 1, 6).requires_grad_()
+    snapped = evaluate(ex.Snap(ex.s, sp.Integer(4)), Scope(AXES, {}, {}, scores, torch.float32))
+    want = torch.tensor([4.0, 8.0, -8.0, torch.inf, -torch.inf, torch.nan])
+    torch.testing.assert_close(snapped.flatten(), want, equal_nan=True)
+    snapped[..., :3].sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.flatten()[:3].tolist() == [1.0, 1.0, 1.0]

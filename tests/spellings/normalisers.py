@@ -183,10 +183,16 @@ def _weights_scaled(q: Tensor, k: Tensor, v: Tensor, share: Tensor) -> Tensor:
     return ((q @ k.mT).softmax(-1) * share) @ v
 
 
+def _times_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The weights times their own scores."""
+    scores = q @ k.mT
+    return (scores.softmax(-1) * scores) @ v
+
+
 ROWS = (
     Spelling("softmax", lambda q, k, v: F.softmax(q @ k.mT, dim=3) @ v, PLAIN),
     Spelling("softmax_module", lambda q, k, v: torch.nn.Softmax(dim=-1)(q @ k.mT) @ v, PLAIN),
-    Spelling("upcast", lambda q, k, v: (q @ k.mT).float().softmax(-1, dtype=torch.float32).to(v.dtype) @ v, PLAIN),
+    Spelling("upcast", lambda q, k, v: (q @ k.mT).softmax(-1, dtype=torch.float64).to(v.dtype) @ v, PLAIN),
     Spelling("stable_by_hand", _stable, PLAIN, kernel="auto"),
     Spelling("stable_by_hand_masked", _stable_max, PADDED, extra=EMPTY),
     Spelling("normalised_after", _normalised_after, "4 heads, d=8; score s/4"),
@@ -220,5 +226,6 @@ ROWS = (
     Spelling("head_mask_by_batch", lambda q, k, v, m: ((q @ k.mT).softmax(-1) * m[:, :, None, None]) @ v, f"{PLAIN}; gate bias[b, h]", extra=(ramp(2, 4),)),
     Spelling("key_factor", _weights_scaled, f"{PLAIN}; weight times bias[k]", extra=(ramp(9),)),
     Spelling("pair_factor", lambda q, k, v, m: (m * (q @ k.mT).softmax(-1)) @ v, f"{PLAIN}; weight times bias[h, q, k]", extra=(ramp(4, 7, 9),)),
+    Spelling("score_factor", _times_scores, f"{PLAIN}; weight times s"),
     Spelling("dropout_off", lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.3, False) @ v, PLAIN),
 )  # fmt: skip

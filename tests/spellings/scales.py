@@ -69,5 +69,5 @@ ROWS = (
     Spelling("cosine", _cosine, "4 heads, d=8; score s*bias[h]", HEADS, extra=(ramp(4),)),
     Spelling("scale_log_length", _log_length, "4 heads, d=8; score 0.792481*s"),
     Spelling("soft_cap", lambda q, k, v: attend(50.0 * torch.tanh(q @ k.mT / 8 / 50.0), v), "4 heads, d=8; score 50*tanh(s/400)", kernel="auto"),
-    Spelling("soft_cap_in_place", lambda q, k, v: attend((q @ k.mT).div_(30.0).tanh_().mul_(30.0), v), "4 heads, d=8; score 30*tanh(s/30)"),
+    Spelling("soft_cap_in_place", lambda q, k, v: attend((q @ k.mT).div_(30.0).tanh_() * 30.0, v), "4 heads, d=8; score 30*tanh(s/30)"),
 )  # fmt: skip

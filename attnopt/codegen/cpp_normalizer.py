@@ -1,0 +1,107 @@
+"""How a row's scores become weights, in C++: the holes that differ between a softmax and a pointwise normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnopt import expr as ex
+from attnopt.codegen.cpp_rows import POINTWISE, SOFTMAX
+from attnopt.codegen.printer import Printer, Value
+from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
+
+MakePrinter = Callable[[], Printer]
+
+# What an empty row yields. Without any key at all every row yields zeros, whatever the policy.
+_FILL = {
+    EmptyRow.ZERO: "0.0f",
+    EmptyRow.NAN: "n_k > 0 ? NAN : 0.0f",
+    EmptyRow.UNIFORM: "n_k > 0 ? t.mean[d] : 0.0f",
+}
+_EMPTY = """\
+  if (empty) {{
+{prepare}    for (int d = 0; d < kDv; ++d) write(out + d * a.out_stride[3], ({fill}){gate});
+    return;
+  }}"""
+_AVERAGE = "    if (!t.averaged) average(a, b, h, t.mean);\n    t.averaged = true;\n"
+_LSE = "  if (a.lse) a.lse[(b * kHeads + h) * n_q + q] = {value};"
+
+
+def normalizer_holes(spec: AttentionSpec, printer: MakePrinter) -> dict[str, str]:
+    """Text of `ROWS`, `SCRATCH`, `START`, `RESCALE`, `FINISH`, `GATE`, `EMPTY` and `LSE`."""
+    gate, statements = "", ""
+    if spec.gate != 1:
+        p = printer()
+        value = p.cast(p.visit(spec.gate), "f", False)
+        statements, gate = indent([*p.row, f"const float gate = {value.code};"], 2), " * gate"
+    make = _softmax if isinstance(spec.normalizer, Softmax) else _pointwise
+    holes = {"GATE": statements, "GATE_FACTOR": gate, **make(spec, printer, gate)}
+    if "lse" not in spec.returns:
+        holes["LSE"] = ""
+    return holes
+
+
+def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, str]:
+    first_max, first_sum, start = "-INFINITY", "0.0f", []
+    assert isinstance(spec.normalizer, Softmax)
+    if spec.normalizer.sink is not None:
+        p = printer()
+        value = p.cast(p.visit(spec.normalizer.sink), "f", False)
+        start = [*p.row, f"const float sink = {value.code};"]
+        # The difference is NaN for a sink that is NaN or +inf, as a softmax over it would be.
+        first_max, first_sum = "sink", "sink == -INFINITY ? 0.0f : 1.0f + (sink - sink)"
+    start += [f"t.max[r] = {first_max};", "store(t.top + r * kLanes, splat_f(-INFINITY));"]
+    start += [f"t.sum[r * kLanes] = {first_sum};"] if first_sum != "0.0f" else []
+    finish = [
+        "const float sum = sum_lanes(load(t.sum + r * kLanes));",
+        "const bool empty = sum == 0.0f;",
+        "const float inverse = 1.0f / sum;",
+    ]
+    if spec.empty_row is EmptyRow.UNIFORM:
+        start.append("t.averaged = false;")
+    weighted, uniform = spec.weight != 1, spec.empty_row is EmptyRow.UNIFORM
+    return {
+        "ROWS": SOFTMAX,
+        "SCRATCH": "  float top[kStats * kLanes], max[kStats], shift[kStats];"
+        + ("\n  float w[kTileQ * kBlockK];" if weighted else "")
+        + ("\n  float mean[kWidth];\n  bool averaged;" if uniform else ""),
+        "WEIGHT_LOAD": " * load(t.w + r * kBlockK + j)" if weighted else "",
+        "START": indent(start, 2),
+        "RESCALE": "  for (int r = 0; r < rows; r += kLanes) raise(r, t);\n"
+        "  for (int r = 0; r < rows; ++r) weigh(begin[r / kRows], end[r / kRows], r, t);",
+        "FINISH": indent(finish, 2),
+        "EMPTY": _EMPTY.format(fill=_FILL[spec.empty_row], gate=gate, prepare=_AVERAGE if uniform else ""),
+        "LSE": _LSE.format(value="empty ? -INFINITY : t.max[r] + logf(sum)"),
+    }
+
+
+def _pointwise(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, str]:
+    assert isinstance(spec.normalizer, Pointwise)
+    p = printer()
+    total, absolute = Value("total", "f"), Value("absolute", "f")
+    p.symbols = {**p.symbols, ex.t: total, ex.a: absolute}
+    divide = spec.normalizer.divide
+    value = p.cast(p.visit(divide), "f", False)
+    finish = [
+        f"const float {name} = sum_lanes(load(t.{field} + r * kLanes));"
+        for symbol, name, field in ((ex.t, "total", "sum"), (ex.a, "absolute", "size"))
+        if ex.depends(divide, symbol)
+    ]
+    finish += [*p.row, f"const float divisor = {value.code};", "const float inverse = 1.0f / divisor;"]
+    sizes = ex.depends(divide, ex.a)
+    return {
+        "ROWS": POINTWISE,
+        "SCRATCH": "  float size[kStats * kLanes];" if sizes else "",
+        "SIZE_START": ", size = load(t.size + r * kLanes)" if sizes else "",
+        "SIZE_ADD": "    size += abs_(logit);" if sizes else "",
+        "SIZE_STORE": "  store(t.size + r * kLanes, size);" if sizes else "",
+        "START": "  store(t.size + r * kLanes, VF{});" if sizes else "",
+        "RESCALE": "",
+        "FINISH": indent(finish, 2),
+        "EMPTY": "",
+        "LSE": _LSE.format(value="logf(fabsf(divisor))"),
+    }
+
+
+def indent(lines: list[str], width: int) -> str:
+    """The lines as one text, each moved to the right."""
+    return "\n".join(" " * width + line for line in lines)

@@ -1,0 +1,39 @@
+"""What kind of attention a site is, in a few words, from its lengths and its spec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_MARKS: tuple[tuple[str, str], ...] = (
+    ("causal", r"\bk <= q(?! \+ [1-9]\d+)|\bcausal\b"),
+    ("window", r"q <= k \+ \d|\bwindow\b"),
+    ("padding", r"keep .*mask\d?\[b, k\]|\bpadding\b"),
+    ("documents", r"ids\d?\[b, q\] == ids|\bdocument"),
+    ("bias", r"\bbias\d?\["),
+    ("soft-cap", r"\btanh\("),
+    ("sink", r"\bsink\b"),
+)
+"""Marks of a spec's text, in the order in which they are named."""
+
+
+def kind(site: Mapping[str, Any], variant: str) -> str:
+    """Such as `self, causal, padding, grouped heads` or `decode`; the form first where it is not plain softmax."""
+    words = [] if site.get("form", "softmax") in ("", "softmax") else [site["form"]]
+    words.append(_shape(site.get("lengths"), variant))
+    spec = site.get("spec", "")
+    words += [name for name, pattern in _MARKS if re.search(pattern, spec)]
+    heads = re.match(r"(\d+)/(\d+) heads", spec)
+    if heads:
+        words.append("one key head" if heads[2] == "1" else "grouped heads")
+    return ", ".join(words)
+
+
+def _shape(lengths: Any, variant: str) -> str:
+    if variant.startswith("decode"):
+        return "decode"
+    if not lengths:
+        return "self"
+    queries, keys = lengths
+    return "self" if queries == keys else "cross"

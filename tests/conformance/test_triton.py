@@ -1,0 +1,90 @@
+"""Every spec of the list as a Triton kernel under Triton's interpreter, against fp64. `make triton` runs all sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.judge import LAYOUTS
+from tests.conformance.triton_cases import everything
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ALL = bool(os.environ.get("ATTNOPT_TEST_ALL"))
+DTYPES = ("float32", "bfloat16", "float16")
+CASES = tuple(c.name for c in everything())
+# Batch, queries, keys: one of each, more queries than keys, several tiles both ways, whole tiles, ragged ones.
+SIZES = ((1, 1, 1), (2, 1, 33), (1, 37, 5), (1, 33, 90), (2, 32, 48), (1, 16, 16))
+PLAN = (16, 16, 4, 2)
+
+
+def verdicts(jobs: list[dict[str, Any]]) -> list[str]:
+    """What failed, in words. The interpreter runs in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.conformance.triton_worker"],
+        input=json.dumps(jobs), capture_output=True, text=True, timeout=1200, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == len(jobs), done.stderr[-2000:]
+    return [f"{a['case']} {a['dtype']} {a['sizes']}: {a['verdict']}" for a in answers if not a["ok"]]
+
+
+def job(case: str, dtype: str, sizes: tuple[int, int, int], plan: tuple[int, ...] = PLAN, **more: Any) -> dict[str, Any]:
+    return {"case": case, "dtype": dtype, "sizes": sizes, "plan": plan, **more}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_case_agrees_with_fp64(dtype: str) -> None:
+    sizes = (2 if dtype == "float32" else 1, 19, 37)
+    jobs = [job(name, dtype, sizes, layout=LAYOUTS[i % len(LAYOUTS)]) for i, name in enumerate(CASES)]
+    assert not verdicts(jobs)
+
+
+def test_sizes_layouts_and_plans() -> None:
+    """A dozen of all combinations; every one of them under `make triton`."""
+    jobs = [
+        job(name, DTYPES[(i + j) % 3], sizes, ((16, 16, 4, 2), (32, 16, 4, 2), (16, 32, 4, 1))[j % 3],
+            layout=LAYOUTS[(i + j) % 4])
+        for i, name in enumerate(CASES)
+        for j, sizes in enumerate(SIZES)
+    ]  # fmt: skip
+    assert not verdicts(jobs if ALL else jobs[:: len(jobs) // 12])
+
+
+def test_positions_above_2048_and_huge_logits() -> None:
+    jobs = [
+        job("sigmoid", "float16", (1, 2090, 2100), (256, 256, 4, 2)),
+        job("alibi", "bfloat16", (1, 3, 2077), (16, 128, 4, 2)),
+        job("plain", "float32", (2, 17, 65), size=60.0),
+        job("additive_mask", "float32", (2, 17, 65), size=60.0),
+        job("sink", "float32", (2, 17, 65), size=60.0),
+    ]
+    assert not verdicts(jobs)
+
+
+# What is broken, the case it is broken in, the text of the kernel, what it becomes.
+MUTATIONS = (
+    ("drops the scale", "scale", "s * SCALE_LOG2E - shift", "s * 1.5 - shift"),
+    ("causal is off by one", "causal", "(q >= k)", "(q > k)"),
+    ("causal range ends early", "causal", "n_k, q1)", "n_k, q1 - 1)"),
+    ("forgets the earlier sum", "scale", "l * decay + tl.sum", "tl.sum"),
+    ("does not rescale", "scale", "acc = acc * decay", "acc = acc * 1.0"),
+    ("masks no tail", "softcap", "valid = k < n_k if MASKED", "valid = k < n_k + 1 if MASKED"),
+    ("reads another head", "gqa", "key_head = h // 4", "key_head = h % 2"),
+    ("treats a partial tile as full", "window", "full_last, last, True)", "full_last, last, False)"),
+    ("forgets the sink", "sink", "1.0 + (m - m)", "0.0 * m"),
+    ("drops the gate", "gate", "result * gain", "result * 1.0 # gain"),
+    ("stores too few rows", "scale", "[:, None] < n_q\n", "[:, None] < n_q - 1\n"),
+)
+
+
+def test_kernels_that_are_broken_on_purpose_are_caught() -> None:
+    jobs = [job(case, "float32", (1, 19, 37), change=[old, new]) for _, case, old, new in MUTATIONS]
+    caught = verdicts(jobs)
+    assert len(caught) == len(MUTATIONS), caught
