@@ -53,7 +53,10 @@ def _is_view(node: fx.Node) -> bool:
     if not isinstance(node.args[0], fx.Node) or not isinstance(fake_value(node), torch.Tensor):
         return True
     # `reshape`, `contiguous` and `to` alias only where no copy is needed: asked of the fake tensors themselves.
-    return bool(torch._C._is_alias_of(run_fake(node), fake_value(node.args[0])))  # type: ignore[attr-defined]
+    try:
+        return bool(torch._C._is_alias_of(run_fake(node), fake_value(node.args[0])))  # type: ignore[attr-defined]
+    except RuntimeError:  # values traced under vmap cannot be computed with any more: assume the worst
+        return True
 
 
 def run_fake(node: fx.Node) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnopt._version import VERSION
+from attnopt.aot.cli import register as register_aot
 from attnopt.coverage.cli import register as register_coverage
 from attnopt.errors import AttnoptError, CompileError, OptionError
 from attnopt.options import Options
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     register_coverage(commands)
+    register_aot(commands)
 
     cache = commands.add_parser("cache", help="look after the compiled kernels")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -59,10 +59,12 @@ def _head(queries: int, count: int, table: tuple[int, ...], name: str) -> str:
 @functools.lru_cache(maxsize=256)
 def mask_in_words(spec: AttentionSpec) -> str:
     """What the mask is: `causal`, `every key`, a window, padding, or the condition itself."""
-    if all(term.keep == sp.true for term in spec.terms):
-        return "every query attends to every key"
     words = describe(spec)
-    return words if isinstance(spec.normalizer, Pointwise) else f"{words}; a row without any key gives {_empty(spec)}"
+    if words == "all keys":
+        return "every query attends to every key"
+    if isinstance(spec.normalizer, Pointwise) or all(term.keep == sp.true for term in spec.terms):
+        return words
+    return f"{words}; a row without any key gives {_empty(spec)}"
 
 
 def _empty(spec: AttentionSpec) -> str:

@@ -93,6 +93,8 @@ def _normalize(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if is_call(node, *_DROPPED) and not node.users:
             gm.graph.erase_node(node)
+    # The trace of a function under vmap leaves dead calls behind, whose fake values cannot be computed with.
+    drop_dead_code(gm.graph)
     functionalize(gm.graph)
     drop_dead_code(gm.graph)
     gm.graph.lint()
@@ -147,6 +149,8 @@ def drop_dead_code(graph: fx.Graph) -> None:
 def is_pure(node: fx.Node) -> bool:
     """Whether dropping an unused node changes nothing: it writes nothing and draws no random number."""
     if node.op == "get_attr" or (node.op == "call_function" and node.target is operator.getitem):
+        return True
+    if is_call(node, torch.ops.higher_order.flex_attention):
         return True
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False

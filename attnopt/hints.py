@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # A phrase of the reason, and what the user can do. The first row that fits counts.
 HINTS: tuple[tuple[str, str], ...] = (
-    ("dropout is active", "call model.eval(), or set the attention's dropout to 0, to fuse this site"),
+    ("after dropout, under the same mask", "return the weights from before dropout, or call model.eval()"),
     ("dropout acts on the scores", "apply dropout to the weights after the softmax, or set it to 0"),
     ("number of heads is not known", "keep the number of heads out of dynamic_shapes, or write it as an int"),
     ("head width is not known", "keep the width of a head out of dynamic_shapes, or write it as an int"),
@@ -37,6 +37,21 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("the way from the softmax to the values", "keep only views, casts, dropout and scales between softmax and values"),
     ("no single query dimension", "give the output one dimension for queries and one for the value's width"),
     ("is not a dimension of an input", "pass the size as a dimension of an input instead of computing it"),
+    ("by another norm than the sum", "divide each row by the sum of its own weights"),
+    (
+        "follows from the sorted",
+        "choose the keys by position or by a mask that is there before; as it is, it runs eagerly",
+    ),
+    ("multi-token attention", "none that keeps its meaning: neighbouring scores mix; it runs as it is"),
+    ("talking heads", "none that keeps its meaning: every head needs the scores of all others; it runs as it is"),
+    (
+        "Gaussian kernel attention",
+        "where queries and keys have length 1, use exp(2 q·k), which differs by a factor only",
+    ),
+    ("additive attention", "a product of queries and keys is what kernels compute; it runs as it is"),
+    ("graph attention", "a product of queries and keys is what kernels compute; it runs as it is"),
+    ("Sinkhorn attention", "none that keeps its meaning: rows and columns need all scores; it runs as it is"),
+    ("log-sum-exp or its maximum", "use the output of flex_attention alone, or call it once more for the log-sum-exp"),
     (
         "runs over more than the keys",
         "give every column of the softmax a value, or write a sink as a learned column that is cut off after it",

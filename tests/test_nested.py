@@ -119,7 +119,9 @@ def test_a_checkpoint_is_retraced_without_a_warning_and_runs(caplog: pytest.LogC
     body.output((body.call_function(torch.sin, (x,)),))
     graph = fx.Graph()
     given, held = graph.placeholder("x"), graph.get_attr("body")
-    call = graph.call_function(torch.ops.higher_order.tag_activation_checkpoint, (held, given), {"use_reentrant": False})
+    call = graph.call_function(
+        torch.ops.higher_order.tag_activation_checkpoint, (held, given), {"use_reentrant": False}
+    )
     graph.output((graph.call_function(lambda pair: pair[0], (call,)),))
     with caplog.at_level(logging.WARNING):
         traced = retrace(fx.GraphModule({"body": fx.GraphModule({}, body)}, graph), [X])

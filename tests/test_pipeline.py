@@ -12,6 +12,7 @@ import torch
 
 import attnopt
 from attnopt import pipeline
+from attnopt.errors import Decline
 from attnopt.options import Options
 from attnopt.region import Region
 from tests.modules import Function, captured, replay
@@ -67,11 +68,12 @@ def test_a_decline_shows_node_and_hint() -> None:
     assert site.hint
 
 
-def test_explain_declines_what_lowering_declines() -> None:
-    run = Function(lambda x: torch.dropout((x @ x.mT).softmax(-1), 0.5, True) @ x)
-    (site,) = attnopt.explain(run, (X,)).sites
-    assert "dropout is active" in site.reason
-    assert "model.eval()" in site.hint
+def test_explain_declines_what_lowering_declines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.Lowering, "lower", lambda self, region: Decline("no room", region.anchor, "make room"))
+    (site,) = attnopt.explain(Function(_run), (X,)).sites
+    assert (site.status, site.hint) == ("declined", "make room")
+    assert site.reason.startswith("no room")
+    assert site.node.startswith("%softmax = aten::softmax [2, 5, 5] float32 (")
 
 
 def test_softmaxes_outside_of_attention_are_counted() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from attnopt import api, pipeline
+from attnopt import pipeline
+from attnopt.nested import copied
 from attnopt.options import Options
 from attnopt.validation import validate_graphs
 from tests.modules import captured

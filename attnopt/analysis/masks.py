@@ -20,12 +20,17 @@ from attnopt.analysis.digits import remainders
 from attnopt.analysis.grid import Array, Grid
 from attnopt.analysis.solution import Below, Both, Either, From, Leaf, Node, both, either
 from attnopt.analysis.solve import apart, solve
+from attnopt.readable import show
 from attnopt.spec import AttentionSpec
 
 _ORDER = (
     pt.Band, pt.Span, pt.Blocks, pt.Neighbourhood, pt.Phase, pt.Columns, jn.Compare, jn.Row, jn.Queries, jn.Any, jn.All,
     jn.Not, jn.Dense, jn.Formula,
 )  # fmt: skip
+# A score that is lower by this weighs nothing beside others in single precision: exp(-64) is 2e-28.
+_LOW = -64
+# Of so many bounds in a disjunction at most, those that leave a hole between them are looked for.
+_HOLES = 8
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,30 @@ def derive(keep: Boolean) -> Mask:
 
 
 def describe(spec: AttentionSpec) -> str:
-    """The mask of a spec in words: `causal (top-left), and not padding (mask[b, k])`; of a sum, each once."""
-    return "; and ".join(dict.fromkeys(str(derive(term.keep)) for term in spec.terms))
+    """The mask of a spec in words: `causal (top-left), and not padding (mask[b, k])`; of a sum, each once.
+
+    A finite fill that stays in the score is told apart: `causal (top-left), as -65504 in the score`.
+    """
+    return "; and ".join(dict.fromkeys(words for term in spec.terms for words in _words(term)))
+
+
+def _words(spec: AttentionSpec) -> list[str]:
+    soft = [f"{derive(ex.canon(kept))}, as {show(fill)} in the score" for kept, fill in _fills(spec.score)]
+    return soft if soft and spec.keep == sp.true else [str(derive(spec.keep)), *soft]
+
+
+def _fills(score: sp.Expr) -> list[tuple[Boolean, sp.Expr]]:
+    """The masks that a score holds as a low number on what they drop: what they keep, and the number."""
+    found = []
+    for term in sp.Add.make_args(score):
+        if isinstance(term, ex.Where):
+            c, *branches = term.args
+            kept, dropped = (x.as_coeff_Add()[0] for x in branches)
+            if dropped.is_finite and dropped <= _LOW < kept:
+                found.append((c, dropped))
+            elif kept.is_finite and kept <= _LOW < dropped:
+                found.append((sp.Not(c), kept))
+    return found
 
 
 def _part(node: Node) -> pt.Part:
@@ -94,7 +121,7 @@ def _wide(node: From | Below) -> Node | None:
 
 def _either(node: Either) -> pt.Part:
     rest, found = list(node.parts), list[pt.Part]()
-    for low in [n for n in rest if isinstance(n, From)]:
+    for low in [n for n in rest if isinstance(n, From)][:_HOLES]:
         high = next((n for n in rest if isinstance(n, Below) and sp.expand(low.lo - n.hi).is_positive), None)
         if high is not None:  # k < x or y <= k: all but x <= k < y
             rest = [n for n in rest if n not in (low, high)]

@@ -50,6 +50,8 @@ class Either:
 
 Node: TypeAlias = "From | Below | Leaf | Both | Either"
 ALL, NOTHING = Both(), Either()
+# Bounds are compared pair by pair while there are few; leaving that out costs words, never truth.
+_PAIRS = 256
 
 
 def both(parts: Iterable[Node]) -> Node:
@@ -59,7 +61,7 @@ def both(parts: Iterable[Node]) -> Node:
         return NOTHING
     lows = _tightest([n.lo for n in flat if isinstance(n, From)], ex.Maximum)
     highs = _tightest([n.hi for n in flat if isinstance(n, Below)], ex.Minimum)
-    if any(nonnegative(lo - hi) for lo in lows for hi in highs):
+    if len(lows) * len(highs) <= _PAIRS and any(nonnegative(lo - hi) for lo in lows for hi in highs):
         return NOTHING
     found: list[Node] = [*map(From, lows), *map(Below, highs)]
     found += [n for n in flat if not isinstance(n, (From, Below))]
@@ -73,7 +75,7 @@ def either(parts: Iterable[Node]) -> Node:
         return ALL
     lows = _tightest([n.lo for n in flat if isinstance(n, From)], ex.Minimum)
     highs = _tightest([n.hi for n in flat if isinstance(n, Below)], ex.Maximum)
-    if any(nonnegative(hi - lo) for lo in lows for hi in highs):
+    if len(lows) * len(highs) <= _PAIRS and any(nonnegative(hi - lo) for lo in lows for hi in highs):
         return ALL
     found: list[Node] = [*map(From, lows), *map(Below, highs)]
     found += [n for n in flat if not isinstance(n, (From, Below))]
@@ -89,16 +91,11 @@ def either(parts: Iterable[Node]) -> Node:
 
 def _tightest(ends: list[sp.Expr], op: type) -> list[sp.Expr]:
     """The ends without those that another one makes redundant by a constant."""
-    found: list[sp.Expr] = []
+    found: dict[sp.Expr, sp.Expr] = {}
     for end in ends:
-        for i, other in enumerate(found):
-            gap = sp.expand(end - other)
-            if gap.is_number:
-                found[i] = other if op(gap, sp.S.Zero) == 0 else end
-                break
-        else:
-            found.append(end)
-    return found
+        constant, rest = sp.expand(end).as_coeff_Add()
+        found[rest] = op(found[rest], constant) if rest in found else constant
+    return [rest + constant for rest, constant in found.items()]
 
 
 def nonnegative(e: sp.Expr) -> bool:

@@ -24,6 +24,7 @@ from attnopt.spec import AttentionSpec
 q0, q1 = sp.symbols("q0 q1", integer=True, nonnegative=True)
 _LAST = q1 - 1
 _NONE = (sp.S.Zero, sp.S.Zero)
+_JOINED = 3
 _NAMES = {EMPTY: "empty", PARTIAL: "partial", FULL: "full"}
 
 
@@ -106,7 +107,7 @@ def _bounds(node: Node) -> Bounds:
     if isinstance(node, Both):
         return _all([_bounds(n) for n in node.parts])
     if isinstance(node, Either):
-        return reduce(_either, [_bounds(n) for n in node.parts]) if node.parts else _EMPTY
+        return _union([_bounds(n) for n in node.parts])
     if isinstance(node, Leaf):
         return _of_queries(node.condition)
     end = node.lo if isinstance(node, From) else node.hi
@@ -146,6 +147,14 @@ def _all(parts: list[Bounds]) -> Bounds:
 def _but(ends: tuple[sp.Expr, ...], neutral: sp.Expr | int) -> tuple[sp.Expr, ...]:
     """The ends without the one that `analyse` clamps to in any case, unless it is all there is."""
     return tuple(e for e in ends if e != neutral) or ends[:1]
+
+
+def _union(parts: list[Bounds]) -> Bounds:
+    """What a disjunction bounds. The ends that are sure double with each part, so those of many are not joined."""
+    if len(parts) <= _JOINED:
+        return reduce(_either, parts) if parts else _EMPTY
+    los, his, _, _ = zip(*map(key_ranges, parts), strict=True)
+    return Bounds(_least(los), _most(his), parts[0].full_lo, parts[0].full_hi)
 
 
 def _either(x: Bounds, y: Bounds) -> Bounds:

@@ -13,24 +13,31 @@ from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, i
 from attnopt.spec import AttentionSpec
 
 
+_ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of a kernel: `kind` is a pointer to the dtype it names, `size`, `stride` or `scalar`.
 
-    `of` is the tensor that it points to or is a stride of, and `dim` the dimension of a stride.
+    `of` is the tensor that it points to or is a stride of, `last` whether it is a tensor's last stride. `rows` marks
+    tensors whose last dimension is a head's width.
     """
 
     name: str
     kind: str
     of: str = ""
-    dim: int = 0
+    last: bool = False
+    rows: bool = False
 
 
 def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argument], list[Argument]]:
     """Pointers and strides of tensors given as name, dtype and rank."""
     pointers = [Argument(f"{name}_ptr", dtype, name) for name, dtype, _ in names]
     strides = [
-        Argument(f"{name}_stride{dim}", "stride", name, dim) for name, _, rank in names for dim in range(max(rank, 0))
+        Argument(f"{name}_stride{dim}", "stride", name, dim == rank - 1, name in _ROWS)
+        for name, _, rank in names
+        for dim in range(rank)
     ]
     return pointers, strides
 

@@ -66,7 +66,7 @@ def folded_scale(spec: AttentionSpec) -> sp.Expr | None:
 def parts(spec: AttentionSpec, layout: Layout) -> Parts:
     """The parts of a canonical spec. Raises `SpecError` for what cannot be printed."""
     made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(spec.keep))
-    made.ends = tuple(made.printer.visit(e).code for e in tiles.key_ranges(made.split.bounds))
+    made.ends = tuple("0" if _nothing(e) else made.printer.visit(e).code for e in tiles.key_ranges(made.split.bounds))
     made.ranges = made.row_statements(0)
     mark = len(made.printer.row)
     if isinstance(spec.normalizer, Pointwise):
@@ -78,6 +78,11 @@ def parts(spec: AttentionSpec, layout: Layout) -> Parts:
     _finish(made)
     made.finish = [*made.row_statements(mark), *made.finish]
     return made
+
+
+def _nothing(end: sp.Expr) -> bool:
+    """Whether the end of a range is certainly not above zero."""
+    return end == 0 or (isinstance(end, ex.Minimum) and any(map(_nothing, end.args)))
 
 
 def _logits(made: Parts, score: sp.Expr, name: str, nothing: str) -> list[str]:

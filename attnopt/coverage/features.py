@@ -74,10 +74,13 @@ def _spectrogram(context: Any, parameters: Any) -> dict[str, Any]:
 
 def _query_states(context: Any, parameters: Any) -> dict[str, Any]:
     """Learned queries over the states of a frozen encoder."""
-    return {
+    out = {
         "query_embeds": torch.randn(2, 4, context.config.hidden_size),
         "encoder_hidden_states": torch.randn(2, 9, context.config.encoder_hidden_size),
     }
+    if "input_ids" in parameters:
+        out |= {"input_ids": torch.randint(5, 100, (2, 7)), "attention_mask": torch.ones(2, 11, dtype=torch.long)}
+    return out
 
 
 def _clap(context: Any, parameters: Any) -> dict[str, Any]:

@@ -13,8 +13,9 @@ _RESNET = {
     },
 }  # fmt: skip
 _SWIN = {"embed_dim": 32, "num_heads": [2, 4, 8, 16], "image_size": 64, "patch_size": 2, "window_size": 4}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 _EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
-_SERIES = {"prediction_length": 6, "context_length": 12, "label_length": 6}
+_SERIES = {"prediction_length": 6, "context_length": 12}
 
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "swin": _SWIN,
@@ -26,7 +27,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dab-detr": _RESNET,
     "deformable_detr": _RESNET,
     "table-transformer": _RESNET,
-    "autoformer": _SERIES,
+    "autoformer": {**_SERIES, "label_length": 6},
     "informer": _SERIES,
     "time_series_transformer": _SERIES,
     "dots1": _EXPERTS,
@@ -39,7 +40,13 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "glm4v_moe_text": {"head_dim": 128},
     "glm_image_text": {"hidden_size": 256},
     "ernie4_5_vl_moe_text": {"hidden_size": 512},
-    "align_vision_model": {"hidden_dim": 64},
+    "align": {"projection_dim": 640},
+    "qwen2_vl_text": _MROPE,
+    "qwen2_5_vl_text": _MROPE,
+    "qwen2_5_omni_text": _MROPE,
+    "qwen2_5_omni_talker": _MROPE,
+    "paddleocr_vl_text": _MROPE,
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "xlm": {"emb_dim": 64},
 }

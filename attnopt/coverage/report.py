@@ -14,6 +14,11 @@ from attnopt.coverage.kinds import kind
 from attnopt.coverage.totals import Totals, generic, outside
 
 Row = Mapping[str, Any]
+_NOTES = (
+    "Error: rms of (optimised in fp32 − original in fp64) over rms of (original in fp32 − original in fp64), over all",
+    "outputs of the model; below one rounding of the output, one rounding. The independent count walks the graph from",
+    "every softmax, without the patterns, and asks for a contraction of two computed tensors on both sides.",
+)
 _PACKAGES = ("torch", "transformers", "diffusers")
 
 
@@ -21,7 +26,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """The report as Markdown."""
     totals = Totals.of(rows)
     main = [r for r in rows if r["variant"] != "inductor"]
-    parts = (_head(totals, main), _models(main, rows), _declined(main), _missed(main), _outside(totals), _unbuilt(totals, main))
+    parts = (
+        _head(totals, main),
+        _models(main, rows),
+        _declined(main),
+        _missed(main),
+        _outside(totals),
+        _unbuilt(totals, main),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
@@ -101,9 +113,7 @@ def _head(totals: Totals, rows: Sequence[Row]) -> Iterator[str]:
     ):
         yield f"| {name} | {value} |"
     yield ""
-    yield "Error: rms of (optimised in fp32 − original in fp64) over rms of (original in fp32 − original in fp64), over all"
-    yield "outputs of the model; below one rounding of the output, one rounding. The independent count walks the graph from"
-    yield "every softmax, without the patterns, and asks for a contraction of two computed tensors on both sides."
+    yield from _NOTES
     yield ""
     yield from _table("kind of the fused sites", totals.kinds)
     yield from _table("why declined", totals.declined)
@@ -116,7 +126,8 @@ def _percent(part: int, whole: int) -> str:
 def _inductor(totals: Totals) -> str:
     if not totals.inductor_models:
         return "not run"
-    return f"{totals.inductor} of {totals.inductor_sites} sites in {totals.inductor_models} models; attnopt {totals.inductor_ours}"
+    where = f"{totals.inductor_sites} sites in {totals.inductor_models} models"
+    return f"{totals.inductor} of {where}; attnopt {totals.inductor_ours}"
 
 
 def _table(title: str, counts: Counter[str]) -> Iterator[str]:

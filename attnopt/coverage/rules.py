@@ -41,6 +41,7 @@ SIZES: Rows = (
     (r"(.*_)?(num_attention_heads|num_heads|n_heads?|attention_heads|.*_heads)", 4),
 )
 WIDTHS: Rows = (
+    (r"upsample_groups", 64),
     (r"moe_.*intermediate_size|.*expert_intermediate_size|moe_ffn_hidden_size", 32),
     (r"(.*_)?(intermediate_size|ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|mlp_dim|ffn_size|intermediate_dim)", 64),
     (

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from attnopt.coverage.totals import outside
 from attnopt.options import Options
 
 PRELOAD = ("attnopt.coverage.warm",)
@@ -42,10 +43,11 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def settled(row: dict[str, Any]) -> bool:
-    """Whether nothing is open about a row: it has no such variant, or every site is fused and close."""
-    if row["status"] == "not applicable":
+    """Whether nothing is open about a row: there is no such variant, or every site is fused and the outputs agree."""
+    if row["status"] in ("not applicable", "counted"):
         return True
-    return row["status"] == "measured" and not row["missed"] and all(s["status"] == "fused" for s in row["sites"])
+    fused = row["status"] == "measured" and all(s["status"] == "fused" for s in row["sites"])
+    return fused and not row["missed"] and not outside(row)
 
 
 def pending(plan: Plan, retry: bool) -> list[tuple[str, str]]:

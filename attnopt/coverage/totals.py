@@ -20,8 +20,9 @@ MOST_FP64 = 1e-9
 
 
 def generic(reason: str) -> str:
-    """A reason without the node at which it stopped, so that equal reasons add up."""
-    return re.sub(r"%\w+", "%…", re.sub(r" \(at %[\w.]+\)$", "", reason))
+    """The first line of a reason without the node at which it stopped, so that equal reasons add up."""
+    first = re.sub(r" \(at %[\w.]+\)$", "", reason).split("\n")[0][:200]
+    return re.sub(r"%\w+", "%…", first)
 
 
 def outside(row: Row) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from attnopt.coverage import diffusion
 from attnopt.coverage.build import BuildError, Built, build, one_line, scatter
+from attnopt.coverage.catalogue import model_class
 from attnopt.coverage.decode import decode
 from attnopt.coverage.inputs import Inputs
 
@@ -23,9 +24,9 @@ def variant(model_type: str, name: str, level: int | None = None) -> tuple[nn.Mo
     """The module of a variant with its inputs. Raises `BuildError`; `NotApplicable` where there is no such variant."""
     if model_type.startswith(diffusion.PREFIX):
         return _diffusion(model_type, name)
-    built = build(model_type, "sdpa" if name == "sdpa" else "eager", level)
-    if name == "sdpa" and not _runs_sdpa(built.model):
+    if name == "sdpa" and not getattr(_class(model_type), "_supports_sdpa", True):
         raise NotApplicable("the model has no sdpa implementation of its own")
+    built = build(model_type, "sdpa" if name == "sdpa" else "eager", level)
     if name in ("eager", "sdpa"):
         return built.model, built.inputs, built
     if "past_key_values" not in inspect.signature(built.model.forward).parameters:
@@ -50,10 +51,11 @@ def _diffusion(model_type: str, name: str) -> tuple[nn.Module, Inputs, Built]:
     return model, inputs, Built(model, inputs, 0, False)
 
 
-def _runs_sdpa(model: Any) -> bool:
-    return bool(getattr(model, "_supports_sdpa", False)) or any(
-        getattr(m, "_supports_sdpa", False) for m in model.modules()
-    )
+def _class(model_type: str) -> Any:
+    try:
+        return model_class(model_type)
+    except Exception:
+        return None  # `build` says why
 
 
 __all__ = ["VARIANTS", "BuildError", "NotApplicable", "variant"]

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from attnopt.graph import op_name
+from attnopt.graph import op_name, value
 
 SDPA = "aten::scaled_dot_product_attention"
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax", "aten::log_softmax", "aten::_log_softmax"}
@@ -82,11 +83,12 @@ def _meets(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> bool
 
 
 def _computed(node: fx.Node) -> bool:
-    """Whether no operand of the contraction is a parameter, however viewed."""
-    return not any(_is_input(n) for n in node.all_input_nodes)
+    """Whether no operand of the contraction is a weight matrix, however viewed."""
+    return not any(_is_weight(n) for n in node.all_input_nodes)
 
 
-def _is_input(node: fx.Node) -> bool:
+def _is_weight(node: fx.Node) -> bool:
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
-    return node.op == "placeholder" and not str(node.target).startswith(("args", "kwargs", "cache"))
+    seen = value(node)
+    return node.op in ("placeholder", "get_attr") and isinstance(seen, torch.Tensor) and seen.dim() <= 2

@@ -39,8 +39,6 @@ class Lowering:
 
     def lower(self, region: Region) -> fx.Node | Decline:
         """Replace the region's output by the operator. Returns the operator's node."""
-        if any(term.spec.dropout for term in region.terms):
-            return Decline("dropout is active; the site stays as it is while the model trains", region.anchor)
         if region.output.meta.get(WRITES):
             return Decline("the output is written in place in a way that cannot be made pure", region.output)
         scalars = [[self._scalar(term, symbol) for symbol in term.scalars.values()] for term in region.terms]
@@ -53,7 +51,8 @@ class Lowering:
         with self.graph.inserting_before(region.output):
             for term, loaded, numbers in zip(region.terms, captures, scalars, strict=True):
                 query, key, val = (self._wide(self._heads(term, o), o, dtype) for o in (term.query, term.key, term.value))
-                operands = (query, key, val, loaded, numbers, term.spec.text)
+                seed = [self._seed()] if term.spec.dropout else []
+                operands = (query, key, val, [*loaded, *seed], numbers, term.spec.text)
                 calls.append(self._call(torch.ops.attnopt.attention.default, *operands))
             parts = [self._call(operator.getitem, call, 0) for call in calls]
             total = functools.reduce(lambda x, y: self._call(aten.add.Tensor, x, y), parts)
@@ -67,6 +66,11 @@ class Lowering:
         self.replaced[region.output] = out
         self.outputs.append(out)
         return call
+
+    def _seed(self) -> fx.Node:
+        """A number drawn at every call; forward and backward pass make the dropout mask from it."""
+        keywords = {"dtype": torch.int64, "device": torch.device("cpu")}
+        return self.graph.call_function(aten.randint.low, (0, 2**62, []), keywords)
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
         return self.graph.call_function(target, args)

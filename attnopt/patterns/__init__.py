@@ -14,10 +14,11 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, linear, named, pointwise, sdpa, softmax, sums
-from attnopt.patterns.known import Known
+from attnopt.patterns import byhand, flex, linear, named, pointwise, sdpa, softmax, sums
+from attnopt.patterns.known import BUDGET, TRIAL, Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
+from attnopt.patterns.memo import searching
 from attnopt.patterns.operands import Place
 from attnopt.patterns.site import Frame, Parts, build, frame, width
 from attnopt.patterns.soundness import sound
@@ -31,8 +32,12 @@ __all__ = [
 
 log = logging.getLogger("attnopt")
 
+# Nodes that are a site whenever they stand between two contractions; the others are only tried.
+ANCHORS = {*softmax.SOFTMAX, "aten::scaled_dot_product_attention", "aten::log_softmax"}
+
 PATTERNS = (
     Pattern("sdpa", sdpa.match),
+    Pattern("flex", flex.match),
     Pattern("named", named.match),
     Pattern("sum", sums.match),
     Pattern("softmax", softmax.match),
@@ -54,17 +59,19 @@ def find(
     found: list[tuple[fx.Node, str, Region | Decline]] = []
     chosen = PATTERNS if patterns is None else patterns
     known = constants if isinstance(constants, Known) else Known(constants or {})
-    for node in graph.nodes:
-        claim: tuple[str, Region | Decline] | None = None
-        for pattern in chosen:
-            result = _read(pattern, node, known)
-            if isinstance(result, Region):
-                claim = (pattern.name, result)
-                break
-            if result is not None:
-                claim = claim or (pattern.name, result)
-        if claim is not None:
-            found.append((node, *claim))
+    with searching():
+        for node in graph.nodes:
+            known.budget = BUDGET if op_name(node) in ANCHORS else TRIAL
+            claim: tuple[str, Region | Decline] | None = None
+            for pattern in chosen:
+                result = _read(pattern, node, known)
+                if isinstance(result, Region):
+                    claim = (pattern.name, result)
+                    break
+                if result is not None:
+                    claim = claim or (pattern.name, result)
+            if claim is not None:
+                found.append((node, *claim))
     return _once(found)
 
 
@@ -91,6 +98,8 @@ def _read(pattern: Pattern, node: fx.Node, constants: Mapping[str, torch.Tensor]
         found = pattern.match(node, constants)
     except Exception as error:  # a miss is never an error: what cannot be read stays as it is
         log.debug("%s at %s", pattern.name, node, exc_info=True)
+        if own and op_name(node) not in ANCHORS:
+            return None  # one of the many nodes at which a pattern looks in case they end an attention
         who = "the site could not be read" if own else f"pattern {pattern.name!r} raised {type(error).__name__}"
         return Decline(f"{who}: {error}", node)
     return found if own else sound(found, pattern.name, node)

@@ -70,8 +70,7 @@ def apply(
 
 
 def sides(output: fx.Node, holds: Callable[[fx.Node], bool]) -> tuple[int | None, int, int, int] | Decline:
-    """The output's dimensions of the query position (if it has one) and of the value width; which operands are
-    the weights and the values."""
+    """The output's dimensions of the query position (if any) and of the value width; the places of weights and values."""
     marks = tuple(sp.Symbol(f"o{i}", integer=True, nonnegative=True) for i in range(value(output).dim()))
     found = operands(output, marks, ex.k)
     if not found:
@@ -82,7 +81,8 @@ def sides(output: fx.Node, holds: Callable[[fx.Node], bool]) -> tuple[int | None
     if len(held) != 1:
         return Decline("the way from the softmax to the values is not known", output)
     weights = found[held[0]]
-    own = [place for place, side in enumerate(found) if place != held[0] and set(side[1]) & set(marks) - set(weights[1])]
+    others = set(marks) - set(weights[1])
+    own = [place for place, side in enumerate(found) if place != held[0] and set(side[1]) & others]
     if len(own) != 1 or ex.k not in found[own[0]][1]:
         return Decline(NO_DIMENSIONS, output)
     values, sizes = found[own[0]], shape(output)
@@ -120,9 +120,20 @@ def finish(
         )  # fmt: skip
         region = build(parts, site.frame, site.lifter)
         if isinstance(region, Region):
-            return region
+            return _own_mask(region, dropout)
         declined = declined or region
     return declined or Decline("no contraction of queries and keys makes the scores", anchor)
+
+
+def _own_mask(region: Region, dropout: Iterable[fx.Node]) -> Region | Decline:
+    """The region, unless weights are used elsewhere after dropout: its mask would be another one there."""
+    queue, escapes = list(dropout), set(region.escapes)
+    while queue:
+        node = queue.pop()
+        if str(node) in escapes:
+            return Decline("weights are also used elsewhere after dropout, under the same mask", node)
+        queue += [user for user in node.users if user in region.inner]
+    return region
 
 
 def products(load: ex.Load, site: Applied) -> tuple[Place, Place] | None:

@@ -18,7 +18,7 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns import shifts, weights
 from attnopt.patterns.applied import Applied, Rows, apply, finish, folded_heads, is_applying, products
-from attnopt.patterns.contraction import operands
+from attnopt.patterns.contraction import is_contraction, operands
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
 from attnopt.patterns.ops import POINTWISE
@@ -84,7 +84,7 @@ def _behind(node: fx.Node) -> list[fx.Node]:
     queue, seen = [node], [node]
     while queue and len(seen) < _STEPS:
         current = queue.pop(0)
-        if op_name(current) in _BETWEEN or is_applying(current) and current is node:
+        if op_name(current) in _BETWEEN or (current is node and is_applying(current)):
             fresh = [n for n in current.all_input_nodes if n not in seen and isinstance(value(n), torch.Tensor)]
             seen += fresh
             queue += fresh
@@ -119,7 +119,9 @@ def _read(
 
 def _rows(found: Quotient, site: Applied) -> Rows | None:
     changed = weights.read(found.factor)
-    if changed is None:
+    left = {load for e in found.factor.atoms(sp.exp) for load in e.atoms(ex.Load)}
+    # Exponentials of other scores than those of the sum: no weights that add up to one.
+    if changed is None or any(is_contraction(site.lifter.nodes.get(load.args[0].name)) for load in left):
         return None
     shift = shifts.shift_of(found.logit, site.lifter)
     logit = shifts.remove(found.logit, shift)

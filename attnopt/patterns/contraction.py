@@ -102,7 +102,6 @@ def _einsum(node: fx.Node) -> Labels | None:
     terms, tensors = inputs.split(","), a["tensors"]
     if len(terms) != len(tensors):
         return None
-    dots = max(value(t).dim() - len(term.replace("...", "")) for term, t in zip(terms, tensors, strict=True))
     if not arrow:
         letters = inputs.replace(",", "").replace("...", "")
         output = ("..." if "..." in inputs else "") + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
@@ -112,8 +111,9 @@ def _einsum(node: fx.Node) -> Labels | None:
         own = [f"{i}." for i in reversed(range(count))] if ellipsis else []
         return [*before, *own, *after]
 
-    sides = [(t, label(term, value(t).dim() - len(term.replace("...", "")))) for term, t in zip(terms, tensors, strict=True)]
-    return sides, label(output, dots)
+    counts = [value(t).dim() - len(term.replace("...", "")) for term, t in zip(terms, tensors, strict=True)]
+    sides = [(t, label(term, count)) for term, t, count in zip(terms, tensors, counts, strict=True)]
+    return sides, label(output, max(counts))
 
 
 def _tensordot(node: fx.Node) -> Labels | None:

@@ -27,7 +27,7 @@ Dims = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Scaled:
-    """An elementwise product of the attention and something else: the node, the other factor's value, the dimensions."""
+    """An elementwise product of the attention and a factor: its node, the factor's value, its dimensions."""
 
     node: fx.Node
     factor: sp.Expr
@@ -90,8 +90,9 @@ def following(region: Region) -> Scaled | None:
     lifter = Lifter(framed.sizes)
     lifter.stops.add(region.output)
     found = _lifted(lifter, user, framed.index)
-    heart = ex.load(region.output.name, *(sp.S.Zero if n == 1 else i for i, n in zip(whole.index, shape(region.output), strict=True)))
-    heart = next((x for x in (ex.load(region.output.name, *whole.index), heart) if found is not None and found.has(x)), None)
+    short = [sp.S.Zero if n == 1 else i for i, n in zip(whole.index, shape(region.output), strict=True)]
+    hearts = [ex.load(region.output.name, *at) for at in (whole.index, short)]
+    heart = next((x for x in hearts if found is not None and found.has(x)), None)
     if found is None or heart is None:
         return None
     factor = found / heart
@@ -180,7 +181,9 @@ def _gated(
     names = {name: _free(name, term.spec) for name in captures}
     numbers = {name: f"g{name}" for name in scalars}
     renamed = {ex.scalar(old): ex.scalar(new) for old, new in numbers.items()}
-    loads = {x: ex.load(names[x.args[0].name], *x.args[1:], integer=isinstance(x, ex.IntLoad)) for x in gate.atoms(ex.Load)}
+    loads = {
+        x: ex.load(names[x.args[0].name], *x.args[1:], integer=isinstance(x, ex.IntLoad)) for x in gate.atoms(ex.Load)
+    }
     gate = gate.xreplace(loads).xreplace(renamed)
     spec = replace(
         term.spec,

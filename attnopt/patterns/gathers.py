@@ -39,11 +39,12 @@ def _index(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Ba
     old: list[sp.Basic] = list(index[:first])
     for p in places:
         at = lifter.lift(picks[p], trailing(picks[p], where))
-        old.append(_from_end(at, shape(a["self"])[p], lifter.sizes))
+        old.append(from_end(at, shape(a["self"])[p], lifter.sizes))
     return lifter.lift(a["self"], (*old, *index[first + rank :]))
 
 
-def _from_end(at: sp.Basic, extent: sp.Expr, sizes: Sizes) -> sp.Basic:
+def from_end(at: sp.Basic, extent: sp.Expr, sizes: Sizes) -> sp.Basic:
+    """A place that may count from the end, as one that counts from the start."""
     bounds = sizes.bounds(at) if isinstance(at, sp.Expr) else None
     if bounds is not None and bounds[0].is_nonnegative:
         return at

@@ -18,6 +18,8 @@ from attnopt import expr as ex
 from attnopt.graph import value
 
 KNOWN = "attnopt_known"
+# Elements that are read around an anchor, and around a node that is only tried.
+BUDGET, TRIAL = 2000, 120
 _MOST_ELEMENTS = 1 << 24
 _MOST_STEPS = 200
 # Above this a number may be a mask's fill.
@@ -30,6 +32,8 @@ class Known(Mapping[str, torch.Tensor]):
 
     def __init__(self, scalars: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         self.scalars, self.tensors = dict(scalars), {**dict(tensors or {}), **dict(scalars)}
+        # How many elements a lifter may read before it gives up.
+        self.budget = BUDGET
         self._values: dict[fx.Node, Any] = {}
         self._numbers: dict[fx.Node, sp.Expr | None] = {}
         self._forms: dict[tuple[fx.Node, tuple[int | None, ...]], Any] = {}

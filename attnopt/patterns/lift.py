@@ -41,11 +41,16 @@ _KEEP_FINITE = {
     "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::abs", "aten::clamp",
 }  # fmt: skip
 _LARGE = 48
+_MOST_TERMS = 1500
 _NARROW = (torch.uint8, torch.int8, torch.int16)
 _HALF = (torch.float16, torch.bfloat16)
 _SUMS = ("aten::add", "aten::sub")
 # Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
+
+
+class TooLarge(Exception):
+    """What stands before the site is too long a computation to be read as mathematics, such as an unrolled loop."""
 
 
 class Lifter:
@@ -61,6 +66,7 @@ class Lifter:
         # The largest finite score: what is added beyond it is infinite.
         self.limit = float("inf")
         self._known: dict[tuple[fx.Node, Index], sp.Basic] = {}
+        self._weights: dict[sp.Basic, int] = {}
 
     @property
     def read(self) -> set[fx.Node]:
@@ -73,8 +79,16 @@ class Lifter:
             return _constant(node)
         index = tuple(index)
         if (node, index) not in self._known:
-            self._known[node, index] = self._lift(node, index)
+            if len(self._known) > self.constants.budget:
+                raise TooLarge(f"more than {self.constants.budget} elements of the graph would have to be read")
+            self._known[node, index] = self._bounded(self._lift(node, index))
         return self._known[node, index]
+
+    def _bounded(self, found: sp.Basic) -> sp.Basic:
+        """The expression, if it is small enough to be worked with."""
+        if _weight(found, self._weights) > _MOST_TERMS:
+            raise TooLarge(f"an element of the graph is an expression of more than {_MOST_TERMS} terms")
+        return found
 
     def step(self, node: fx.Node, index: Index) -> tuple[fx.Node, Index] | None:
         """One view substitution toward the input, or None if the node is no view."""
@@ -251,6 +265,13 @@ def _skewed(found: sp.Basic) -> bool:
     """Whether a load is read along a diagonal that was made by a view of another width, as in a relative shift."""
     places = (i for load in found.atoms(ex.Load) for i in load.args[1:])
     return any(i.has(ex.FloorDiv, ex.Mod) and {ex.q, ex.k} <= i.free_symbols for i in places)
+
+
+def _weight(expr: sp.Basic, known: dict[sp.Basic, int]) -> int:
+    """The number of nodes of the expression as a tree; shared parts are counted once and remembered."""
+    if expr not in known:
+        known[expr] = 1 + sum(_weight(a, known) for a in expr.args)
+    return known[expr]
 
 
 def _is_float(node: fx.Node) -> bool:

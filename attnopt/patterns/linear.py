@@ -19,6 +19,7 @@ from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns import gates, rows
 from attnopt.patterns.contraction import Side, contract, extent, factors, is_contraction, pair
+from attnopt.patterns.gathers import trailing
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, walk
@@ -123,7 +124,7 @@ def _outer(node: fx.Node, index: Index) -> tuple[Side, Side] | None:
         return (letters[1][0], left), (letters[1][1], right)
     if op_name(source) != "aten::mul" or not all(isinstance(x, fx.Node) for x in source.args):
         return None
-    left, right = (rows.trailing(x, at) for x in source.args)
+    left, right = (trailing(x, at) for x in source.args)
     return (source.args[0], left), (source.args[1], right)
 
 

@@ -32,6 +32,7 @@ _HEAVY = {
 _STEPS = 96
 
 Trail = list[fx.Node]
+Row = tuple[Callable[[Trail], "fx.Node | None"], str]
 
 
 def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
@@ -46,14 +47,15 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
         return (_first(_AFTER, after, node) if scores else None) or _first(_BEFORE, before, node)
     if op_name(node) not in PRODUCTS or value(node).dim() < 3:
         return None
-    weights = next((x for x in node.all_input_nodes if leads(x, _SORTS | _SUMS | {"aten::cdist"}, _LIGHT | _HEAVY)), None)
+    telling = _SORTS | _SUMS | {"aten::cdist"}
+    weights = next((x for x in node.all_input_nodes if leads(x, telling, _LIGHT | _HEAVY)), None)
     if weights is None:
         return None
     trail = _back(weights, _mixes)
     return None if any(op_name(n) in SOFTMAX for n in trail) else _first(_ALONE, trail, node)
 
 
-def _first(rows: Iterable[tuple[Callable[[Trail], fx.Node | None], str]], trail: Trail, node: fx.Node) -> Decline | None:
+def _first(rows: Iterable[Row], trail: Trail, node: fx.Node) -> Decline | None:
     for test, reason in rows:
         found = test(trail)
         if found is not None:

@@ -22,6 +22,7 @@ from attnopt.patterns.contraction import CONTRACTIONS, Side, contract, extent, f
 from attnopt.patterns.dependence import LINEAR, Walk
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
+from attnopt.patterns.memo import behind
 from attnopt.patterns.operands import Place
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.site import Frame, Parts, build, frame, width
@@ -32,7 +33,9 @@ from attnopt.region import Region
 PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm", "aten::addmm", "aten::mm"}
 _SCORES = {*PRODUCTS, "aten::baddbmm"}
 _MAXIMA = {"aten::amax", "aten::max.dim"}
-_BETWEEN = {*POINTWISE, *VIEWS, *CASTS, *rows.REDUCTIONS, *_MAXIMA, "aten::dropout", "aten::detach", "aten::tril", "aten::triu"}
+_BETWEEN = {
+    *POINTWISE, *VIEWS, *CASTS, *rows.REDUCTIONS, *_MAXIMA, "aten::dropout", "aten::detach", "aten::tril", "aten::triu",
+}  # fmt: skip
 _STEPS = 64
 _WEIGHTS = ("p_", "b_", "c_")
 
@@ -158,7 +161,7 @@ def _plain(row: rows.Row) -> bool:
 def _activations(framed: Frame, query: Side, key: Side, values: Side) -> bool:
     """Whether all three are computed from the model's inputs, keys and values for each batch entry on its own."""
     entries = {b for b in framed.batch if framed.extent(b) != 1}
-    for node, index in (key, values):
+    for _, index in (key, values):
         if entries - {x for i in index for x in i.free_symbols}:
             return False
     return all(is_activation(node) for node, _ in (query, key, values))
@@ -166,16 +169,11 @@ def _activations(framed: Frame, query: Side, key: Side, values: Side) -> bool:
 
 def is_activation(node: fx.Node) -> bool:
     """Whether a value depends on an input of the model that is no parameter, buffer or constant."""
-    queue, seen = [node], {node}
-    while queue:
-        current = queue.pop()
-        if current.op == "placeholder" and not str(current.target).startswith(_WEIGHTS):
-            return True
-        for source in current.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return False
+    return behind("activation", node, _is_input)
+
+
+def _is_input(node: fx.Node) -> bool | None:
+    return not str(node.target).startswith(_WEIGHTS) if node.op == "placeholder" else None
 
 
 def _over_channels(region: Region) -> bool:

@@ -104,7 +104,8 @@ def _softmax(
     if not scale.is_number or (weight.has(sp.exp) and weight.has(ex.s)):
         return None
     terms = sp.Add.make_args(sp.expand(power.args[0]))
-    maxima = [x for x in terms if isinstance(-x, ex.Load) and op_name(lifter.nodes[(-x).args[0].name]) in _MAXIMA]
+    constant = (x for x in terms if isinstance(-x, ex.Load) and not x.has(ex.k))
+    maxima = [x for x in constant if op_name(lifter.nodes[(-x).args[0].name]) in _MAXIMA]
     logit = sp.Add(*[x for x in terms if x not in maxima])
     if keep is not None:
         return Row(Masked(logit, keep, EmptyRow.NAN), Softmax(), scale * weight, True)
@@ -135,23 +136,23 @@ def _reduction(load: ex.Load, product: ex.Load, lifter: Lifter) -> _Sum | Declin
     node = lifter.nodes.get(load.args[0].name)
     if not isinstance(node, fx.Node) or op_name(node) not in REDUCTIONS:
         return None
+    own = depends(node, lifter.nodes[product.args[0].name])
+    if own and any(i.has(ex.k) for i in load.args[1:]):
+        return Decline("the scores are also summed over the queries", node)
     summand = summed(node, load.args[1:], lifter)
     if summand is None:
-        euclid = op_name(node) in _NORMS and depends(node, lifter.nodes[product.args[0].name])
+        euclid = own and op_name(node) in _NORMS
         return Decline("a row is divided by another norm than the sum of its weights", node) if euclid else None
     raw, factor = summand
     if not raw.has(product):
-        across = any(x.args[0] == product.args[0] for x in raw.atoms(ex.Load))
-        return Decline("the scores are also summed over the queries", node) if across else None
+        return None
     inner = (op_name(lifter.nodes.get(x.args[0].name)) for x in raw.atoms(ex.Load))
     if any(name in REDUCTIONS for name in inner):
         return Decline("rows are normalised more than once", node)
     return _Sum(load, raw.xreplace({product: ex.s}), factor)
 
 
-def summed(
-    node: fx.Node, index: Index, lifter: Lifter, over: sp.Symbol = ex.k
-) -> tuple[sp.Expr, sp.Expr] | None:
+def summed(node: fx.Node, index: Index, lifter: Lifter, over: sp.Symbol = ex.k) -> tuple[sp.Expr, sp.Expr] | None:
     """For a sum over one dimension, as long as the coordinate `over`: the summand there, and a factor of the sum."""
     a = arguments(node)
     rank = len(shape(node.args[0]))
@@ -187,7 +188,8 @@ def peel(weights: sp.Expr) -> tuple[sp.Expr, Boolean]:
 
 
 def _tests(weights: sp.Expr) -> list[ex.Where]:
-    return sorted((w for w in weights.atoms(ex.Where) if not w.args[0].has(ex.s)), key=lambda w: (w.count_ops(), str(w)))
+    tests = [w for w in weights.atoms(ex.Where) if not w.args[0].has(ex.s)]
+    return sorted(tests, key=lambda w: (w.count_ops(), str(w)))
 
 
 def _hoisted(weights: sp.Expr, test: ex.Where) -> tuple[sp.Expr, Boolean] | None:
@@ -231,5 +233,3 @@ def nonnegative(e: sp.Expr) -> bool:
     if isinstance(e, ex.Where):
         return all(map(nonnegative, e.args[1:]))
     return isinstance(e, (sp.exp, sp.Abs))
-
-

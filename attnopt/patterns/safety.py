@@ -57,7 +57,7 @@ def _mixed(made: fx.Node, output: fx.Node) -> str:
 
 
 def jumps(e: sp.Basic) -> bool:
-    """Whether a rounding of `s` can change the value by more than a rounding: comparisons of scores, casts to integers."""
+    """Whether a rounding of `s` can change the value by more: comparisons of scores, casts to integers."""
     tested = (where.args[0] for where in e.atoms(ex.Where))
     return any(test.has(ex.s) for test in tested) or any(found.has(ex.s) for found in e.atoms(*_JUMPS))
 

@@ -40,15 +40,16 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     masked = _masked(a, (*batch, ex.q, ex.k), scale * ex.s, lifter)
     parts = Parts(
         "sdpa", node, node, masked,
-        Place(query, _operand(query, batch, ex.q, ex.d, None), ex.q, ex.d),
-        Place(key, _operand(key, batch, ex.k, ex.d, framed.heads if a["enable_gqa"] else None), ex.k, ex.d),
-        Place(values, _operand(values, batch, ex.k, width, framed.heads if a["enable_gqa"] else None), ex.k, width),
+        Place(query, operand(query, batch, ex.q, ex.d, None), ex.q, ex.d),
+        Place(key, operand(key, batch, ex.k, ex.d, framed.heads if a["enable_gqa"] else None), ex.k, ex.d),
+        Place(values, operand(values, batch, ex.k, width, framed.heads if a["enable_gqa"] else None), ex.k, width),
         dropout=float(a["dropout_p"]),
     )  # fmt: skip
     return build(parts, framed, lifter)
 
 
-def _operand(node: fx.Node, batch: Index, position: sp.Symbol, feature: sp.Symbol, heads: int | None) -> Index:
+def operand(node: fx.Node, batch: Index, position: sp.Symbol, feature: sp.Symbol, heads: int | None) -> Index:
+    """Index of an operand that is broadcast to the batch; `heads` where its own heads are repeated to so many."""
     index = list(trailing(node, (*batch, position, feature)))
     own = shape(node)[-3] if len(index) > 2 else sp.S.One
     if heads is not None and own.is_Integer and 1 < own < heads:

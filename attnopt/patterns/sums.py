@@ -27,6 +27,7 @@ from attnopt.patterns.weights import guarded, unresolved
 from attnopt.region import Region
 
 _THROUGH = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::stack", "aten::cat"}
+_JOINTS = {"aten::add", "aten::sub", "aten::rsub"}
 _STEPS = 48
 
 
@@ -45,6 +46,8 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     if found is None:
         return None
     output, order = found
+    if not _joins(terms(output)[order]):
+        return None
     fold = folded_heads(output) if value(output).dim() == 3 else None
     for heads in (fold, None) if fold is not None else (None,):
         region = _read(node, output, order, constants, heads)
@@ -66,6 +69,21 @@ def _applied(node: fx.Node) -> tuple[fx.Node, int] | None:
                 seen.add(user)
                 queue.append(user)
     return None
+
+
+def _joins(weights: fx.Node) -> bool:
+    """Whether the weights can be more than one softmax and a factor: a sum, or a product of queries and keys."""
+    queue, seen = [weights], {weights}
+    while queue and len(seen) < _STEPS:
+        current = queue.pop(0)
+        if op_name(current) in _JOINTS or is_contraction(current):
+            return True
+        through = op_name(current) in _THROUGH or not op_name(current)
+        for source in current.all_input_nodes if through else ():
+            if source not in seen and source.op == "call_function":
+                seen.add(source)
+                queue.append(source)
+    return False
 
 
 def _read(
@@ -90,7 +108,8 @@ def _read(
             return None
         heart, factor = hearts[len(found)]
         count = len(hearts)
-        if min(lifter.nodes[h.args[0].name] for h, _ in hearts) is not node or (count == 1 and not _signed(factor, lifter)):
+        first = min(lifter.nodes[h.args[0].name] for h, _ in hearts)
+        if first is not node or (count == 1 and not _signed(factor, lifter)):
             return None
         term = _term(heart, factor, output, framed, lifter, values)
         if not isinstance(term, Region):

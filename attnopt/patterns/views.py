@@ -68,7 +68,8 @@ def _transpose2(a: dict[str, Any], index: Index, out: list[sp.Expr], sizes: Size
 
 def _movedim(a: dict[str, Any], index: Index, out: list[sp.Expr], sizes: Sizes) -> Any:
     rank = len(index)
-    source, target = ([_wrap(d, rank) for d in ([x] if isinstance(x, int) else x)] for x in (a["source"], a["destination"]))
+    given = ([x] if isinstance(x, int) else x for x in (a["source"], a["destination"]))
+    source, target = ([_wrap(d, rank) for d in dims] for dims in given)
     stay = iter(d for d in range(rank) if d not in source)
     # Where each dimension of the result comes from: the moved ones as told, the others in their order.
     comes = [source[target.index(place)] if place in target else next(stay) for place in range(rank)]

@@ -100,7 +100,7 @@ class Dispatcher:
             (t.dtype, t.shape, t.device, a is not None and t.stride(a))
             for t, a in zip(captures, site.axes, strict=False)
         ]
-        return (*shape, *about, *scalars)
+        return (*shape, *about, *scalars[: len(site.spec.scalars)])  # without the seed of a dropout mask
 
     def _site(self, text: str) -> _Site:
         with self.lock:

@@ -13,6 +13,7 @@ from attnopt import expr as ex
 from attnopt.errors import AttnoptError
 from attnopt.runtime import dispatch
 from attnopt.runtime.gradient import gradients
+from attnopt.runtime.seed import seeded
 from attnopt.spec import AttentionSpec
 
 _LIBRARY = torch.library.Library("attnopt", "DEF")
@@ -44,7 +45,8 @@ def attention(
         spec: the spec or its text.
         q: `[B, Hq, n_q, d_qk]`; k: `[B, Hk, n_k, d_qk]`; v: `[B, Hv, n_k, d_v]`; of one floating dtype and device.
         captures: one tensor for each of the spec's captures, in order.
-        scalars: one integer for each of the spec's scalars; with dropout one more, the seed of the mask.
+        scalars: one integer for each of the spec's scalars; with dropout one more, the seed of the mask (which may
+            instead follow the captures as an int64 scalar tensor).
 
     Returns:
         `out [B, Hq, n_q, d_v]`, a transposed view of a contiguous `[B, n_q, Hq, d_v]`; `lse [B, Hq, n_q]` in fp32
@@ -62,8 +64,16 @@ def _parsed(text: str) -> AttentionSpec:
 
 # --- kernels and fakes -----------------------------------------------------------------------------
 
-_LIBRARY.impl("attention", dispatch.forward, "CPU")
-_LIBRARY.impl("attention", dispatch.forward, "CUDA")
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
+) -> tuple[Tensor, Tensor]:
+    captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
+    return dispatch.forward(q, k, v, captures, scalars, spec)
+
+
+_LIBRARY.impl("attention", _forward, "CPU")
+_LIBRARY.impl("attention", _forward, "CUDA")
 
 
 @torch.library.register_fake("attnopt::attention", lib=_LIBRARY)
@@ -87,6 +97,9 @@ def _run_backward(
     spec: str,
     needs: list[bool],
 ) -> list[Tensor]:
+    captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
+    # A seed is the last tensor, and needs no gradient.
+    needs = needs[: 3 + len(captures)]
     return gradients(_parsed(spec), grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
 
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnopt import expr as ex
-from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, block_map
+from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, BlockMap, block_map, tile_class, tile_ends
 from attnopt.analysis.grid import Array, Grid
-from attnopt.expr import FloorDiv, Mod, k, n_k, n_q, q
-from tests.analysis.keeps import KEEPS, START, STATIC_KEEPS, grids
+from attnopt.expr import FloorDiv, Mod, h, k, n_b, n_h, n_k, n_q, q
+from tests.analysis.keeps import KEEPS, START, STATIC_KEEPS, data, grids
 
 
 def truth(dense: Array, block: tuple[int, int]) -> Array:
@@ -65,3 +65,39 @@ def test_classes_are_tight(name: str, keep: sp.Basic, slack: float) -> None:
 
 def _grid_sizes(grid: Grid) -> dict[sp.Symbol, int]:
     return dict(zip(ex.SIZES, grid.shape, strict=True))
+
+
+def test_ranges_list_what_is_not_empty() -> None:
+    keep = sp.And(k <= q, sp.Or(k < 8, q - k < 16))
+    found = block_map(keep, {n_q: 64, n_k: 64}, (8, 8))
+    assert found.ranges(0) == ((0, 1),)
+    assert found.ranges(6) == ((0, 1), (4, 7))
+    assert found.ranges(6, FULL) == ((0, 1), (5, 6))
+    assert sum(found.counts()) == 64
+    assert BlockMap(np.zeros((1, 4), np.int8), (8, 8)).ranges(0) == ()
+
+
+def test_ranges_are_of_one_entry_and_head() -> None:
+    with pytest.raises(ValueError, match="4 axes"):
+        BlockMap(np.zeros((1, 1, 2, 2), np.int8), (8, 8)).ranges(0)
+
+
+def test_a_mask_by_head_is_classed_for_all_heads_or_for_one() -> None:
+    keep, sizes = k <= q + 8 * h, {n_q: 16, n_k: 32, n_h: 3, n_b: 1}
+    assert block_map(keep, sizes, (8, 8)).classes[0].tolist() == [PARTIAL, PARTIAL, PARTIAL, EMPTY]
+    assert block_map(keep, {**sizes, h: 2}, (8, 8)).classes[0].tolist() == [FULL, FULL, PARTIAL, EMPTY]
+    without = block_map(keep, {n_q: 16, n_k: 32}, (8, 8)).classes
+    assert without[0].tolist() == [PARTIAL] * 4
+
+
+def test_the_last_tile_may_be_short() -> None:
+    assert [e.tolist() for e in tile_ends(10, 4)] == [[0, 4, 8], [3, 7, 9]]
+    assert block_map(k <= q, {n_q: 10, n_k: 10}, (4, 4)).classes[2].tolist() == [FULL, FULL, PARTIAL]
+    assert tile_class(k <= q, (8, 10), (0, 8), {n_q: 10, n_k: 10}) == FULL
+
+
+def test_known_ends_of_a_load_class_its_tiles() -> None:
+    load = data("row", k)
+    known = {load: (np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))}
+    assert block_map(sp.Ne(load, 0), {n_q: 8, n_k: 12}, (8, 4), known).classes.tolist() == [[EMPTY, PARTIAL, FULL]]
+    assert block_map(sp.Ne(load, 0), {n_q: 8, n_k: 12}, (8, 4)).classes.tolist() == [[PARTIAL] * 3]

@@ -17,7 +17,7 @@ from attnopt.spec import AttentionSpec, Heads
 from tests.analysis.keeps import KEEPS, START, data, grids
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(KEEPS, grids())
 def test_the_words_are_the_mask(keep: sp.Basic, grid: Grid) -> None:
     mask = derive(ex.canon(keep))
@@ -148,3 +148,22 @@ def test_a_sum_of_attentions_says_each_mask_once() -> None:
     assert describe(one) == "causal (top-left)"
     both = AttentionSpec(Heads(1, 1, 1, 8, 8), keep=_CAUSAL, merge=(AttentionSpec(Heads(1, 1, 1, 8, 8)), one))
     assert describe(both) == "causal (top-left); and all keys"
+
+
+FILLS = (
+    (ex.s + ex.Where(_MASK, 0, -10000), sp.true, "not padding (mask[b, k]), as -10000 in the score"),
+    (ex.Where(k > q, ex.Snap(ex.s, 32) - 65504, ex.s), sp.true, "causal (top-left), as -65504 in the score"),
+    (
+        ex.s + ex.Where(_MASK, 0, -10000),
+        _CAUSAL,
+        "causal (top-left); and not padding (mask[b, k]), as -10000 in the score",
+    ),
+    (ex.s + ex.Where(_MASK, 0, -3), sp.true, "all keys"),
+    (ex.s + ex.load("bias", q, k), sp.true, "all keys"),
+    (ex.Where(_CAUSAL, ex.s, ex.NEG_INF), sp.true, "all keys"),
+)
+
+
+@pytest.mark.parametrize(("score", "keep", "words"), FILLS, ids=[str(f[0]) for f in FILLS])
+def test_a_finite_fill_in_the_score_is_told_apart(score: sp.Expr, keep: sp.Basic, words: str) -> None:
+    assert describe(AttentionSpec(Heads(1, 1, 1, 8, 8), score=score, keep=keep)) == words

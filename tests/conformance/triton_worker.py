@@ -18,7 +18,7 @@ os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 import numpy as np
 import torch
 from triton.language import bfloat16, float16, float32
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 
 from attnopt.codegen import triton
 from attnopt.codegen.triton_plans import TritonPlan
@@ -63,6 +63,8 @@ def repair() -> None:
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), bfloat16)
 
+    # Code that checks integers for overflow would be built, slowly, and never run.
+    object.__setattr__(interpreter_builder.options, "sanitize_overflow", False)
     InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
 
 

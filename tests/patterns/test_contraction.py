@@ -26,7 +26,12 @@ def test_a_broadcast_batch_is_read_at_zero() -> None:
 
 @pytest.mark.parametrize(
     ("equation", "right"),
-    [("bid,cdj->bij", None), ("bid,bdj->bij", (0, D, J)), ("bid,bjd->bij", (0, J, D)), ("...id,...dj->...ij", (0, D, J))],
+    [
+        ("bid,cdj->bij", None),
+        ("bid,bdj->bij", (0, D, J)),
+        ("bid,bjd->bij", (0, J, D)),
+        ("...id,...dj->...ij", (0, D, J)),
+    ],
 )
 def test_einsum(equation: str, right: object) -> None:
     y = Y.mT.contiguous() if "jd" in equation else Y

@@ -41,17 +41,22 @@ def _inputs(row: Spelling, double: bool = False) -> list[Tensor]:
 
 def _run(model: nn.Module, inputs: list[Tensor], row: Spelling) -> tuple[list[Tensor], list[Tensor | None]]:
     """Floating outputs, and the gradients of all floating inputs and parameters at a fixed random direction."""
-    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point() and row.gradients) for x in inputs]
     found = model(*leaves)
     outputs = [x for x in (found if isinstance(found, tuple) else (found,)) if x is not None and x.is_floating_point()]
+    if not row.gradients:
+        return outputs, []
     total = sum((_direction(x, row) * _rows(x)).sum() for x in outputs)
     wanted = [x for x in (*leaves, *model.parameters()) if x.requires_grad]
     return [x.detach() for x in outputs], list(torch.autograd.grad(total, wanted, allow_unused=True))  # type: ignore[arg-type]
 
 
 def _direction(x: Tensor, row: Spelling) -> Tensor:
-    """A row whose finite fill absorbs every score is constant: its gradient is zero here, while autograd of an
-    addition passes one through. The matrix has such rows in the second batch entry, which is left out."""
+    """A random direction.
+
+    A row whose finite fill absorbs every score is constant: its gradient is zero here, while autograd of an addition
+    passes one through. The matrix has such rows in the second batch entry, which is left out.
+    """
     found = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(x.dtype)
     if any("uniform" in spec for spec in row.specs):
         found[1:] = 0

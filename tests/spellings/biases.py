@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.spellings.row import BIAS, NEG_INF, SQUARE, K, Q, Spelling, attend, ramp
+from tests.spellings.row import BIAS, NEG_INF, K, Q, Spelling, attend, ramp
 
 PLAIN = "4 heads, d=8; score s"
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])

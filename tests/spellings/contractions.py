@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.spellings.row import GROUPED, HEADS, LAST, K, Q, Spelling, attend, ramp
+from tests.spellings.row import GROUPED, LAST, K, Q, Spelling, attend, ramp
 
 PLAIN = "4 heads, d=8; score s"
 FLAT = ((2, 4, Q, 8), (2, 4, K, 8), (2, 4, K, 8))

@@ -47,7 +47,9 @@ def _triu_full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _fill_triu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = torch.empty(Q, K, dtype=q.dtype).fill_(NEG_INF).triu_(1)
-    return attend(torch.baddbmm(mask.expand(8, Q, K), q.flatten(0, 1), k.flatten(0, 1).mT), v.flatten(0, 1)).view(2, 4, Q, 8)
+    return attend(torch.baddbmm(mask.expand(8, Q, K), q.flatten(0, 1), k.flatten(0, 1).mT), v.flatten(0, 1)).view(
+        2, 4, Q, 8
+    )
 
 
 def _arange(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

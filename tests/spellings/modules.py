@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.spellings.row import NEG_INF, Spelling, ramp
+from tests.spellings.row import Spelling, ramp
 
 ROOT = "2 heads, d=8; score 0.353553*s"
 X, Y = (2, 7, 16), (2, 9, 16)
@@ -63,7 +63,7 @@ def _functional(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
     return out
 
 
-KEEP = "; keep mask[b, k] (empty row: zero)"
+KEEP = "; keep not mask[b, k] (empty row: zero)"
 ROWS = (
     Spelling("mha", Heads({}, {"need_weights": False}), ROOT, (X,), kernel="auto"),
     Spelling("mha_time_first", Heads({"batch_first": False}, {"need_weights": False}), ROOT, (X,)),
@@ -79,8 +79,8 @@ ROWS = (
     Spelling("mha_causal_hint", Heads({}, {"need_weights": False, "attn_mask": CAUSAL, "is_causal": True}), f"{ROOT}; keep k <= q (empty row: zero)", (X,)),
     Spelling("mha_key_padding", Heads({}, {"need_weights": False, "key_padding_mask": ...}), ROOT + KEEP, (X,), extra=(PADDED,), kernel="auto"),
     Spelling("mha_key_padding_float", Heads({}, {"need_weights": False, "key_padding_mask": ...}), f"{ROOT} + bias[b, k]", (X,), extra=(torch.zeros(2, 7).masked_fill(PADDED, -5.0),)),
-    Spelling("mha_both_masks", Heads({}, {"need_weights": False, "attn_mask": CAUSAL, "key_padding_mask": ...}), "", (X,), extra=(PADDED,)),
-    Spelling("mha_both_masks_weights", Heads({}, {"need_weights": True, "attn_mask": CAUSAL, "key_padding_mask": ...}), "", (X,), extra=(PADDED,)),
+    Spelling("mha_both_masks", Heads({}, {"need_weights": False, "attn_mask": CAUSAL, "key_padding_mask": ...}), f"{ROOT}; keep k <= q and not mask[b, k] (empty row: zero)", (X,), extra=(PADDED,)),
+    Spelling("mha_both_masks_weights", Heads({}, {"need_weights": True, "attn_mask": CAUSAL, "key_padding_mask": ...}), f"{ROOT}; keep k <= q and not mask[b, k] (empty row: nan)", (X,), extra=(PADDED,)),
     Spelling("mha_added_bias", Heads({"add_bias_kv": True}, {"need_weights": False}), ROOT, (X,)),
     Spelling("mha_added_zero", Heads({"add_zero_attn": True}, {"need_weights": False}), ROOT, (X,)),
     Spelling("mha_dropout_off", Heads({"dropout": 0.5}, {"need_weights": False}).eval(), ROOT, (X,)),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.spellings.row import MIN, NEG_INF, PAD, PAD_ROWS, Spelling, attend, ramp
+from tests.spellings.row import MIN, NEG_INF, PAD_ROWS, Spelling, attend, ramp
 
 PLAIN = "4 heads, d=8; score s"
 PADDED = f"{PLAIN}; keep mask[b, k] (empty row: nan)"

@@ -33,6 +33,7 @@ class Spelling:
         extra: tensors that follow; gradients are asked of the floating ones.
         kernel: `reference` for most rows, `auto` for a sample that runs on compiled kernels.
         training: capture and run in training mode.
+        gradients: whether the source has gradients at all.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Spelling:
     extra: tuple[torch.Tensor, ...] = ()
     kernel: str = "reference"
     training: bool = False
+    gradients: bool = True
 
     @property
     def specs(self) -> tuple[str, ...]:

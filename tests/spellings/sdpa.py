@@ -40,7 +40,7 @@ ROWS = (
     Spelling("sdpa_boolean", _padded, f"{ROOT}; keep mask[b, k] (empty row: zero)", extra=(PAD_ROWS,), kernel="auto"),
     Spelling("sdpa_boolean_two_dimensions", lambda q, k, v: sdpa(q, k, v, torch.ones(Q, K, dtype=torch.bool).tril(2)), f"{ROOT}; keep k <= q + 2 (empty row: zero)"),
     Spelling("sdpa_minus_infinity", _additive, f"{ROOT}; keep mask[b, k] (empty row: zero)", extra=(PAD_ROWS,)),
-    Spelling("sdpa_finfo_min", _hugging_face, f"4 heads, d=8; score s/8; keep k <= q and mask[b, k] (empty row: uniform)", extra=(PAD_ROWS,)),
+    Spelling("sdpa_finfo_min", _hugging_face, "4 heads, d=8; score s/8; keep k <= q and mask[b, k] (empty row: uniform)", extra=(PAD_ROWS,)),
     Spelling("sdpa_bias", lambda q, k, v, bias: sdpa(q, k, v, bias.expand(2, 4, Q, K)), f"{ROOT} + bias[h, q, k]", extra=(BIAS,)),
     Spelling("sdpa_grouped", lambda q, k, v: sdpa(q, k, v, enable_gqa=True), "4/2 heads, d=8; score 0.353553*s", GROUPED),
     Spelling("sdpa_grouped_masked", _grouped_masked, "4/2 heads, d=8; score 0.353553*s; keep mask[b, k] (empty row: zero)", GROUPED, extra=(PAD_ROWS,)),

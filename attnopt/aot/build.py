@@ -1,0 +1,59 @@
+"""Specs compiled for chips that need not be here: the first plan that fits, with what the compiler said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from attnopt.aot.standard import layout_for
+from attnopt.codegen import triton
+from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_plans import Chip, plans
+from attnopt.errors import CompileError, SpecError
+from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
+from attnopt.spec import AttentionSpec
+
+Built = tuple[str, AttentionSpec, TritonKernel, Compiled]
+
+
+def build(
+    specs: Iterable[tuple[str, AttentionSpec]], chips: Iterable[Chip], dtype: str, say: Callable[[str], None]
+) -> Iterator[Built]:
+    """Every spec for every chip. Raises `CompileError` for one that no plan fits."""
+    chips = tuple(chips)
+    for name, spec in specs:
+        for chip in chips:
+            kernel, compiled = compile_spec(spec, chip, dtype)
+            say(line(name, kernel, compiled))
+            yield name, spec, kernel, compiled
+
+
+def compile_spec(spec: AttentionSpec, chip: Chip, dtype: str) -> tuple[TritonKernel, Compiled]:
+    """The first plan that fits the chip. Raises `CompileError` if none does or there is no kernel."""
+    layout, problem = layout_for(spec, dtype), "no plan is known for heads this wide"
+    for plan in plans(chip, dtype, spec.heads.d_qk, spec.heads.d_v):
+        try:
+            kernel = triton.emit(spec, layout, plan)
+        except SpecError as error:
+            raise CompileError(str(error)) from error
+        compiled = compile_entry(kernel, kernel.entries[0], chip)
+        if compiled.problem is None:
+            return kernel, compiled
+        problem = compiled.problem
+    raise CompileError(f"{spec} has no kernel for {chip.name}: {problem}.")
+
+
+def line(name: str, kernel: TritonKernel, made: Compiled) -> str:
+    """One row of the table: what the kernel takes, and whether its products run on tensor cores."""
+    product = PRODUCTS[made.chip.name]
+    count = made.instructions.get(product, 0)
+    other = sum(made.instructions.get(x, 0) for x in set(PRODUCTS.values()) - {product})
+    waits = made.instructions.get("cp.async", 0)
+    return (
+        f"{name:<20} {made.chip.name:<7} {kernel.plan!s:<48} {made.shared / 1024:6.1f} KiB shared, "
+        f"{_or(made.registers)} registers, {_or(made.spills)} spilled, {count} {product}"
+        f"{f', {other} other products' if other else ''}{f', {waits} cp.async' if waits else ''}"
+    )
+
+
+def _or(number: int | None) -> str:
+    return "?" if number is None else str(number)

@@ -1,0 +1,116 @@
+"""Folders of machine code that was compiled ahead of time: a manifest, and one file for each kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from attnopt._version import VERSION
+from attnopt.codegen import triton as generator
+from attnopt.codegen.base import CaptureLayout, Layout
+from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
+from attnopt.errors import CacheError
+from attnopt.runtime.triton_compile import Compiled, source, triton_version
+from attnopt.spec import AttentionSpec
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel of a folder: what it was made from, and its verified machine code."""
+
+    kernel: TritonKernel
+    chip: Chip
+    code: bytes
+    about: Mapping[str, Any]
+
+    def restore(self) -> Any:
+        """As Triton's compiled kernel: `restored[grid](*arguments)` launches it. Touches no driver before that."""
+        from triton.compiler import CompiledKernel
+
+        entry = self.kernel.entries[0]
+        with tempfile.TemporaryDirectory(prefix="attnopt-") as folder:
+            names = {entry.name + suffix: Path(folder, entry.name + suffix) for suffix in (".json", f".{self.chip.binary}")}
+            names[f"{entry.name}.json"].write_text(json.dumps(dict(self.about)))
+            names[f"{entry.name}.{self.chip.binary}"].write_bytes(self.code)
+            # Everything is read here; the folder is not needed afterwards.
+            return CompiledKernel(source(self.kernel, entry), names, self.kernel.key)
+
+
+def write(folder: Path, made: Iterable[tuple[str, AttentionSpec, TritonKernel, Compiled]]) -> int:
+    """Write the kernels and the manifest, which comes last; returns how many. Raises `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, spec, kernel, compiled in made:
+        stem = f"{name}_{kernel.layout.dtype}_{compiled.chip.name}_{kernel.key[:8]}"
+        (folder / f"{stem}.{compiled.chip.binary}").write_bytes(compiled.binary)
+        (folder / f"{stem}.py").write_text(kernel.source, encoding="utf-8")
+        rows.append(_row(name, stem, spec, kernel, compiled))
+    manifest = {"format": FORMAT, "attnopt": VERSION, "triton": triton_version(), "kernels": rows}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return len(rows)
+
+
+def _row(name: str, stem: str, spec: AttentionSpec, kernel: TritonKernel, made: Compiled) -> dict[str, Any]:
+    return {
+        "name": name,
+        "arch": made.chip.name,
+        "file": f"{stem}.{made.chip.binary}",
+        "sha256": hashlib.sha256(made.binary).hexdigest(),
+        "spec": spec.text,
+        "spec_key": spec.key,
+        "layout": {"dtype": kernel.layout.dtype, "captures": [asdict(c) for c in kernel.layout.captures]},
+        "plan": asdict(kernel.plan),
+        "text": kernel.key,
+        "entry": made.entry,
+        "shared": made.shared,
+        "num_warps": made.warps,
+        "registers": made.registers,
+        "spills": made.spills,
+        "instructions": dict(made.instructions),
+        "metadata": dict(made.about),
+    }
+
+
+def read(folder: Path) -> list[Binary]:
+    """The kernels of a folder. Raises `CacheError` for anything that is not as its manifest says.
+
+    Only machine code is taken from the folder. The text is generated again, and has to be the same.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise CacheError(f"the manifest in {folder} is of format {manifest['format']}; this attnopt reads {FORMAT}.")
+        if manifest["attnopt"] != VERSION or manifest["triton"] != triton_version():
+            raise CacheError(
+                f"the kernels in {folder} were compiled by attnopt {manifest['attnopt']} with Triton {manifest['triton']}; "
+                f"here are {VERSION} and {triton_version() or 'none'}. Compile them again: attnopt aot."
+            )
+        return [_binary(folder, row) for row in manifest["kernels"]]
+    except OSError as error:
+        raise CacheError(f"the kernels in {folder} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"the manifest in {folder} is malformed: {type(error).__name__}: {error}.") from error
+
+
+def _binary(folder: Path, row: Mapping[str, Any]) -> Binary:
+    name = str(row["file"])
+    if Path(name).name != name:
+        raise CacheError(f"the manifest in {folder} names {name!r}, which is not a file of that folder.")
+    code = (folder / name).read_bytes()
+    if hashlib.sha256(code).hexdigest() != row["sha256"]:
+        raise CacheError(f"{name} in {folder} was altered or truncated. Compile it again: attnopt aot.")
+    spec = AttentionSpec.parse(row["spec"])
+    layout = Layout(row["layout"]["dtype"], tuple(CaptureLayout(**c) for c in row["layout"]["captures"]))
+    kernel = generator.emit(spec, layout, TritonPlan(**row["plan"]))
+    if kernel.key != row["text"]:
+        raise CacheError(f"{name} in {folder} was made from another text than this attnopt generates.")
+    return Binary(kernel, CHIPS[row["arch"]], code, row["metadata"])

@@ -1,0 +1,31 @@
+"""The table of plans is whole and made of what Triton takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnopt.codegen.triton_plans import CHIPS, plans
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("width", [16, 40, 64, 96, 128, 192, 256])
+def test_every_chip_has_plans(chip: object, dtype: str, width: int) -> None:
+    found = plans(chip, dtype, width, width)  # type: ignore[arg-type]
+    assert 0 < len(found) <= 12
+    assert len(set(found)) == len(found)
+    for plan in found:
+        for value in (plan.block_m, plan.block_n, plan.warps):
+            assert value & (value - 1) == 0
+        assert min(plan.block_m, plan.block_n) >= 16
+        assert plan.fp32 == ("ieee" if chip.backend == "hip" else "tf32x3")  # type: ignore[attr-defined]
+
+
+def test_no_plan_for_what_no_tile_holds() -> None:
+    assert plans(CHIPS["sm_90"], "bfloat16", 512, 64) == ()
+    assert plans(CHIPS["sm_90"], "float64", 64, 64) == ()
+
+
+def test_wider_values_decide() -> None:
+    chip = CHIPS["sm_80"]
+    assert plans(chip, "bfloat16", 64, 256) == plans(chip, "bfloat16", 256, 64)

@@ -1,0 +1,39 @@
+"""Generated Triton as modules: loaded once, from files of this process."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from attnopt.codegen import triton
+from attnopt.codegen.triton_plans import TritonPlan
+from attnopt.errors import CompileError
+from attnopt.runtime.triton_load import load
+from tests.codegen.test_triton import layout
+from tests.specs import case
+
+KERNEL = triton.emit(case("causal").spec, layout(case("causal").spec), TritonPlan(16, 16, 4, 2))
+
+
+def test_a_text_is_loaded_once() -> None:
+    module = load(KERNEL)
+    assert module is load(KERNEL)
+    assert callable(module.attention)
+    assert module.OPTIONS == {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
+    assert load(replace(KERNEL, source=KERNEL.source + "\nMARK = 1\n")).MARK == 1
+
+
+def test_no_other_user_can_change_the_file() -> None:
+    folder = Path(str(load(KERNEL).__file__)).parent
+    assert not folder.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+
+
+def test_a_missing_package_is_a_compile_error() -> None:
+    broken = replace(KERNEL, source="import a_package_that_is_not_there\n")
+    with pytest.raises(CompileError, match="no usable Triton"):
+        load(broken)
