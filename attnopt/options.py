@@ -11,7 +11,7 @@ from pathlib import Path
 from attnopt.errors import OptionError
 from attnopt.pattern import Pattern, checked
 
-KERNELS = ("auto", "cpp", "sdpa", "reference")
+KERNELS = ("auto", "cpp", "triton", "sdpa", "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Options:
     """Settings of one optimisation. Every field but `patterns` has an environment twin, `ATTNOPT_<NAME>`.
 
     Attributes:
-        kernel: which kernels to use: `auto` (the best that works here), `cpp`, `sdpa` or `reference`.
+        kernel: which kernels to use: `auto` (the best that works here), `cpp`, `triton`, `sdpa` or
+            `reference`.
         cache_dir: folder of compiled kernels; None means the user's cache folder.
         cxx: C++ compiler command; None means `$CXX`, then `g++`, `clang++`, `c++`.
         compile_timeout: seconds before a compiler is given up.
@@ -27,6 +28,7 @@ class Options:
         first_use_check: compare each new kernel with the reference on sampled rows at its first use.
         fuel: stop after this many rewritten sites (bisecting); -1 means no limit.
         dump: folder that receives graphs, specs and generated kernels; None means no dump.
+        aot_dir: folder that `attnopt aot` wrote; its kernels are used where they fit.
         disable: leave every model as it is.
         patterns: how attention is recognised, in order: the first that claims a node wins. None means
             `attnopt.PATTERNS`; add one with `patterns=(*attnopt.PATTERNS, mine)`.
@@ -40,6 +42,7 @@ class Options:
     first_use_check: bool = True
     fuel: int = -1
     dump: str | None = None
+    aot_dir: str | None = None
     disable: bool = False
     patterns: tuple[Pattern, ...] | None = None
 

@@ -204,6 +204,13 @@ def _dual_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1) * scores.softmax(-2)) @ v
 
 
+def _shifted_by_another_maximum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A softmax by hand over the queries, stabilised by maxima over the keys: these do not cancel."""
+    scores = q @ k.mT
+    powers = (scores - scores.amax(-1, keepdim=True)).exp()
+    return (powers / powers.sum(-2, keepdim=True)).mT @ v
+
+
 OWN = "is computed from the scores"
 OVER = "softmax does not run over the keys"
 CHANGED = "weights are changed between the softmax and the values"
@@ -232,6 +239,7 @@ AXES = (
     Friend("weights_reversed", lambda q, k, v: (q @ k.mT).softmax(-1).flip(-1) @ v, QKV, (OVER,)),
     Friend("weights_rolled", lambda q, k, v: (q @ k.mT).softmax(-1).roll(1, -1) @ v, QKV, (OVER,)),
     Friend("next_querys_weights", lambda q, k, v: (q @ k.mT).softmax(-1).roll(1, -2) @ v, QKV, ("",)),
+    Friend("shifted_by_another_maximum", _shifted_by_another_maximum, QKV, (OWN,)),
     Friend("values_transposed", lambda q, k, v: (q @ k.mT).softmax(-1) @ v.mT, fused=1),
     Friend("channels_attend", lambda q, k, v: (q.mT @ k).softmax(-1) @ v.mT, fused=1),
     Friend("weights_by_feature", lambda q, k, v: torch.einsum("bhqk,bhkq->bhq", (q @ k.mT).softmax(-1), v), QKV, ("no single query dimension",)),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from attnopt import expr as ex
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
 from attnopt.spec import AttentionSpec
@@ -59,14 +58,14 @@ def forward(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
     made = parts(spec, layout)
     given = forward_arguments(spec, layout)
-    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made), *made.start]
+    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made), *made.rows, *made.start]
     setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
     body = visit_body(made)
     available = [*(a.name for a in given), *assigned(setup)]
     state = ["acc", *made.state]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
     visits = visit_calls(made, state, wanted)
-    main = [*setup, *visits, *made.finish, *_store(spec)]
+    main = [*setup, *visits, *made.finish, *store(spec)]
     return "\n".join([visit_function(state, wanted, body), "", "", kernel_text("attention_forward", _ABOUT, given, main)]), given
 
 
@@ -92,7 +91,8 @@ def _grouped(given: Sequence[Argument]) -> list[str]:
     """Arguments by lines: pointers, sizes, the strides of each tensor, scalars."""
     groups: dict[str, list[str]] = {}
     for argument in given:
-        group = argument.of if argument.kind == "stride" else argument.kind if argument.kind in ("size", "scalar") else "*"
+        plain = argument.kind + argument.of if argument.kind == "size" else argument.kind
+        group = argument.of if argument.kind == "stride" else plain if argument.kind in ("size", "scalar") else "*"
         groups.setdefault(group, []).append(argument.name)
     return [f"{', '.join(names)}," for names in groups.values()]
 
@@ -214,7 +214,7 @@ def visit_calls(made: Parts, state: Sequence[str], wanted: Sequence[str]) -> lis
     return [f"{names} = visit_keys({', '.join(wanted)}, {lo}, {hi}, {masked})" for lo, hi, masked in loops]
 
 
-def _store(spec: AttentionSpec) -> list[str]:
+def store(spec: AttentionSpec) -> list[str]:
     inside = "inside & (dv[None, :] < D_V)" if padded(spec.heads.d_v) else "inside"
     lines = [
         "inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q",
@@ -225,8 +225,3 @@ def _store(spec: AttentionSpec) -> list[str]:
     if "lse" in spec.returns:
         lines.append("tl.store(lse_ptr + (tl.cast(b, tl.int64) * HEADS + h) * n_q + q, lse, mask=inside)")
     return lines
-
-
-def mentions(spec: AttentionSpec, *symbols: sp.Symbol) -> bool:
-    """Whether any expression of the spec mentions one of the symbols."""
-    return any(ex.depends(e, *symbols) for e in spec.expressions.values())

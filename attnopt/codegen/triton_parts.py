@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import sympy as sp
@@ -31,9 +31,10 @@ def printer_of(spec: AttentionSpec, layout: Layout) -> TritonPrinter:
 
 @dataclass
 class Parts:
-    """Lines of text. `start` comes before the tiles of keys, `tile` is one of them, `finish` makes `result` and `lse`.
+    """Lines of text: `rows` before the tiles of keys, `tile` is one of them, `start` begins the state of a row,
+    `finish` makes `result` and `lse` of it.
 
-    `state` names what a tile updates beside `acc`. `lo, hi, full_lo, full_hi` are the key ranges of queries
+    `state` names what a tile updates beside `acc`. `ends` are the key ranges `lo, hi, full_lo, full_hi` of queries
     `[q0, q1)`; `ranges` are the statements that they need.
     """
 
@@ -43,13 +44,16 @@ class Parts:
     split: tiles.Tiles
     ranges: list[str] = field(default_factory=list)
     ends: tuple[str, ...] = ()
+    rows: list[str] = field(default_factory=list)
     start: list[str] = field(default_factory=list)
     tile: list[str] = field(default_factory=list)
     finish: list[str] = field(default_factory=list)
     state: tuple[str, ...] = ("m", "l")
 
-    def row_statements(self, mark: int) -> list[str]:
-        """What the printer said once per row since `mark`."""
+    def said(self, make: Callable[[Parts], None]) -> list[str]:
+        """What the printer says once per row while `make` runs."""
+        mark = len(self.printer.row)
+        make(self)
         return self.printer.row[mark:]
 
 
@@ -66,18 +70,29 @@ def folded_scale(spec: AttentionSpec) -> sp.Expr | None:
 def parts(spec: AttentionSpec, layout: Layout) -> Parts:
     """The parts of a canonical spec. Raises `SpecError` for what cannot be printed."""
     made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(spec.keep))
-    made.ends = tuple("0" if _nothing(e) else made.printer.visit(e).code for e in tiles.key_ranges(made.split.bounds))
-    made.ranges = made.row_statements(0)
-    mark = len(made.printer.row)
-    if isinstance(spec.normalizer, Pointwise):
-        _pointwise(made)
-    else:
-        _softmax(made)
-    made.start = [*made.row_statements(mark), *made.start]
-    mark = len(made.printer.row)
-    _finish(made)
-    made.finish = [*made.row_statements(mark), *made.finish]
+    made.ranges = made.said(_ends)
+    made.rows = made.said(_pointwise if isinstance(spec.normalizer, Pointwise) else _softmax)
+    _both_ends(made)
     return made
+
+
+def row_ends(spec: AttentionSpec, layout: Layout) -> Parts:
+    """`start` and `finish` alone, for a kernel that visits no keys."""
+    made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(sp.true))
+    if isinstance(spec.normalizer, Pointwise):
+        made.state = tuple(name for name, _ in _sums(spec.normalizer))
+    _both_ends(made)
+    return made
+
+
+def _both_ends(made: Parts) -> None:
+    made.start = [*made.said(_start), *made.start]
+    made.finish = [*made.said(_finish), *made.finish]
+
+
+def _ends(made: Parts) -> None:
+    ends = tiles.key_ranges(made.split.bounds)
+    made.ends = tuple("0" if _nothing(e) else made.printer.visit(e).code for e in ends)
 
 
 def _nothing(end: sp.Expr) -> bool:
@@ -113,7 +128,7 @@ def _weights(made: Parts) -> list[str]:
 
 
 def _softmax(made: Parts) -> None:
-    scale, normalizer = folded_scale(made.spec), made.spec.normalizer
+    scale = folded_scale(made.spec)
     if scale is None:
         lines = _logits(made, made.spec.score, "logit", _NOTHING)
         top, weight, decay = "tl.max(logit, 1, keep_dims=True)", "(logit - shift) * LOG2E", "(m - shift) * LOG2E"
@@ -131,26 +146,39 @@ def _softmax(made: Parts) -> None:
         "acc = acc * decay",
         *_weights(made),
     ]
-    made.start = ["m = " + full(_NOTHING), "l = " + full("0.0")]
-    if isinstance(normalizer, Softmax) and normalizer.sink is not None:
+
+
+def _start(made: Parts) -> None:
+    """The state before any key."""
+    normalizer = made.spec.normalizer
+    if isinstance(normalizer, Pointwise):
+        made.start = [f"{name} = " + full("0.0") for name in made.state]
+    elif normalizer.sink is None:
+        made.start = empty_state()
+    else:
         sink = made.printer.cast(made.printer.visit(normalizer.sink), "f", False).code
         # The difference is NaN for a sink that is NaN or infinite, as a softmax over it would be.
-        made.start = [
-            f"sink = {sink}",
-            "m = " + full("0.0") + " + sink",
-            f"l = tl.where(m == {_NOTHING}, 0.0, 1.0 + (m - m))",
-        ]
+        made.start = ["m = " + full("0.0") + f" + {sink}", f"l = tl.where(m == {_NOTHING}, 0.0, 1.0 + (m - m))"]
+
+
+def empty_state() -> list[str]:
+    """The state of a softmax that nothing joined."""
+    return ["m = " + full(_NOTHING), "l = " + full("0.0")]
+
+
+def _sums(normalizer: Pointwise) -> list[tuple[str, str]]:
+    """The sums over a row's weights that its divisor mentions: name and summand."""
+    sums = {ex.t: ("total", "p"), ex.a: ("total_abs", "tl.abs(p)")}
+    return [names for symbol, names in sums.items() if ex.depends(normalizer.divide, symbol)]
 
 
 def _pointwise(made: Parts) -> None:
-    normalizer = made.spec.normalizer
-    sums = {ex.t: ("total", "p"), ex.a: ("total_abs", "tl.abs(p)")}
-    used = [names for symbol, names in sums.items() if ex.depends(normalizer.divide, symbol)]  # type: ignore[union-attr]
+    assert isinstance(made.spec.normalizer, Pointwise)
+    used = _sums(made.spec.normalizer)
     made.state = tuple(name for name, _ in used)
     lines = _logits(made, made.spec.score, "p", "0.0")
     lines += [f"{name} += tl.sum({what}, 1, keep_dims=True)" for name, what in used]
     made.tile = [*lines, *_weights(made)]
-    made.start = [f"{name} = " + full("0.0") for name in made.state]
 
 
 def _finish(made: Parts) -> None:

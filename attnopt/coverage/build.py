@@ -66,7 +66,8 @@ def _attempt(cls: Any, config: Any, attention: str, level: int) -> Built:
     torch.manual_seed(0)
     model = cls(config).eval().float()
     scatter(model)
-    causal = "past_key_values" in inspect.signature(model.forward).parameters and not config.is_encoder_decoder
+    causal = "past_key_values" in inspect.signature(model.forward).parameters
+    causal = causal and not config.is_encoder_decoder and getattr(config, "is_decoder", True)
     given = make_inputs(model, config, causal)
     queue, first = [given], None
     while queue:

@@ -37,7 +37,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32, "patch_size": 16},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "glm4v_text": {"hidden_size": 256},
-    "glm4v_moe_text": {"head_dim": 128},
+    "glm4v_moe_text": {"hidden_size": 512},
     "glm_image_text": {"hidden_size": 256},
     "ernie4_5_vl_moe_text": {"hidden_size": 512},
     "align": {"projection_dim": 640},

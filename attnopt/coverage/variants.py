@@ -29,7 +29,8 @@ def variant(model_type: str, name: str, level: int | None = None) -> tuple[nn.Mo
     built = build(model_type, "sdpa" if name == "sdpa" else "eager", level)
     if name in ("eager", "sdpa"):
         return built.model, built.inputs, built
-    if "past_key_values" not in inspect.signature(built.model.forward).parameters:
+    keeps = "past_key_values" in inspect.signature(built.model.forward).parameters
+    if not keeps or not (built.causal or built.model.config.is_encoder_decoder):
         raise NotApplicable("the model keeps no cache")
     try:
         step, inputs = decode(built, static=name == "decode-static")

@@ -70,7 +70,7 @@ def apply(
 
 
 def sides(output: fx.Node, holds: Callable[[fx.Node], bool]) -> tuple[int | None, int, int, int] | Decline:
-    """The output's dimensions of the query position (if any) and of the value width; the places of weights and values."""
+    """The output's dimensions of query position (if any) and value width; the places of weights and values."""
     marks = tuple(sp.Symbol(f"o{i}", integer=True, nonnegative=True) for i in range(value(output).dim()))
     found = operands(output, marks, ex.k)
     if not found:

@@ -126,6 +126,12 @@ def _tensordot(node: fx.Node) -> Labels | None:
     return [(left, names[0]), (right, names[1])], [c for own in names for c in own if c not in shared]
 
 
+def _inner(node: fx.Node) -> Labels | None:
+    left, right = node.args[0], node.args[1]
+    names = [[f"{side}{i}" for i in range(value(x).dim() - 1)] for side, x in (("l", left), ("r", right))]
+    return [(left, [*names[0], "d"]), (right, [*names[1], "d"])], [*names[0], *names[1]]  # type: ignore[list-item]
+
+
 def _summed_product(node: fx.Node) -> Labels | None:
     """`(x * y).sum(dim)`, where neither operand is broadcast along the dimension."""
     a = arguments(node)
@@ -154,6 +160,7 @@ _RULES: dict[str, Callable[[fx.Node], Labels | None]] = {
     "aten::addmm": _matmul,
     "aten::einsum": _einsum,
     "aten::tensordot": _tensordot,
+    "aten::inner": _inner,
     "aten::sum": _summed_product,
 }
 # By name alone. `sum` is a contraction only of a product, and `linear` applies parameters: it makes no scores.

@@ -96,6 +96,11 @@ def _stack(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Ba
     return found
 
 
+def _outer(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    x, y = (lifter.lift(a[name], (at,)) for name, at in zip(("self", "vec2"), index, strict=True))
+    return sp.And(x, y) if ex.is_boolean(x) and ex.is_boolean(y) else ex.as_number(x) * ex.as_number(y)
+
+
 def _within(at: sp.Expr, extent: sp.Expr, sizes: Sizes) -> bool:
     """Whether an index is inside a dimension for certain."""
     bounds = sizes.bounds(at)
@@ -156,6 +161,7 @@ GATHERS: dict[str, Any] = {
     "aten::index_select": _index_select,
     "aten::tril": _triangle(True),
     "aten::triu": _triangle(False),
+    "aten::outer": _outer,
     "aten::cat": _cat,
     "aten::stack": _stack,
     "aten::pad": _pad,

@@ -32,9 +32,7 @@ class Masked:
     empty_row: EmptyRow
 
 
-def split(
-    logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, limit: float = float("inf")
-) -> Masked:
+def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, limit: float = float("inf")) -> Masked:
     """The logit as score and mask, exactly.
 
     `finite` says of a loaded tensor whether its values are finite for certain; `limit` is the largest finite score.

@@ -27,7 +27,7 @@ _SUMS = {"aten::sum", "aten::logsumexp", *SOFTMAX}
 _LIGHT = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::tril", "aten::triu", "aten::amax", "aten::amin"}
 _HEAVY = {
     *_CONVOLUTIONS, *_SORTS, *_SUMS, "aten::cumsum", "aten::gather", "aten::scatter", "aten::cdist", "aten::norm",
-    "aten::batch_norm", "aten::layer_norm", "aten::group_norm", "aten::linalg_vector_norm", "aten::cat",
+    "aten::batch_norm", "aten::group_norm", "aten::linalg_vector_norm", "aten::cat",
 }  # fmt: skip
 _STEPS = 96
 
@@ -42,7 +42,7 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
         if after is None:
             return None
         before = _back(node.args[0], _mixes)  # type: ignore[arg-type]
-        made = _product(before)
+        made = _product(_back(node.args[0]))  # type: ignore[arg-type]
         scores = made is not None and all(map(_batched, made.all_input_nodes))
         return (_first(_AFTER, after, node) if scores else None) or _first(_BEFORE, before, node)
     if op_name(node) not in PRODUCTS or value(node).dim() < 3:
@@ -63,7 +63,7 @@ def _first(rows: Iterable[Row], trail: Trail, node: fx.Node) -> Decline | None:
     return None
 
 
-def _back(node: fx.Node, mixes: Callable[[fx.Node], bool]) -> Trail:
+def _back(node: fx.Node, mixes: Callable[[fx.Node], bool] = lambda node: False) -> Trail:
     """Everything behind a node up to products of two computed tensors, those included."""
     queue, trail = [node], [node]
     while queue and len(trail) < _STEPS:
@@ -108,7 +108,7 @@ def _product(trail: Trail) -> fx.Node | None:
 def _convolved(trail: Trail) -> fx.Node | None:
     """A convolution of what a product made (or, after the softmax, of the weights)."""
     found = next((n for n in trail if op_name(n) in _CONVOLUTIONS), None)
-    if found is None or (op_name(trail[0]) not in SOFTMAX and _product(_back(found.args[0], _mixes)) is None):  # type: ignore[arg-type]
+    if found is None or (op_name(trail[0]) not in SOFTMAX and _product(_back(found.args[0])) is None):  # type: ignore[arg-type]
         return None
     kernel = shape(found.args[1])[2:]
     return found if any(n != 1 for n in kernel) else None
@@ -121,7 +121,7 @@ def _heads_mixed(trail: Trail) -> fx.Node | None:
         if not single and not (_mixes(node) and value(node).dim() > 3):
             continue
         source = next(x for x in node.all_input_nodes if is_activation(x))
-        if op_name(trail[0]) in SOFTMAX or _product(_back(source, _mixes)) is not None:
+        if op_name(trail[0]) in SOFTMAX or _product(_back(source)) is not None:
             return node
     return None
 

@@ -8,6 +8,7 @@ schema order. Booleans are sympy booleans, numbers are sympy numbers; `num` and 
 from __future__ import annotations
 
 import math
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -154,6 +155,7 @@ def _gelu(x: Any, approximate: str = "none") -> sp.Expr:
 POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::add": _add,
     "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, y, -num(alpha)),
+    "aten::addcmul": lambda x, y, z, value=sp.S.One: _add(x, _mul(y, z), value),
     "aten::rsub": lambda x, y, alpha=sp.S.One: _add(y, x, -num(alpha)),
     "aten::mul": _mul,
     "aten::div": _div,
@@ -163,6 +165,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::abs": lambda x: sp.Abs(num(x)),
     "aten::sign": lambda x: sp.sign(num(x)),
     "aten::exp": lambda x: sp.exp(num(x)),
+    "aten::exp2": lambda x: sp.exp(num(x) * sp.Rational(math.log(2))),
     "aten::log": lambda x: _log(num(x)),
     "aten::logaddexp": lambda x, y: sp.log(sp.exp(num(x)) + sp.exp(num(y))),
     "aten::tanh": lambda x: sp.tanh(num(x)),

@@ -56,7 +56,7 @@ def remove(logit: sp.Expr, shift: sp.Expr) -> sp.Expr | None:
 
 def matches(shift: sp.Expr, logit: sp.Expr, lifter: Lifter) -> bool:
     """Whether every maximum in the shift is that of this row's logits, with or without their mask."""
-    return all(_is_of_row(load, logit, lifter) for load in _maxima(shift, lifter))
+    return all(_is_of_row(load, -shift.coeff(load), logit, lifter) for load in _maxima(shift, lifter))
 
 
 def _maxima(expr: sp.Expr, lifter: Lifter) -> list[ex.Load]:
@@ -77,7 +77,8 @@ def maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
     return (source, dims[0] % len(shape(source)), bool(a["keepdim"])) if len(dims) == 1 else None
 
 
-def _is_of_row(load: ex.Load, logit: sp.Expr, lifter: Lifter) -> bool:
+def _is_of_row(load: ex.Load, factor: sp.Expr, logit: sp.Expr, lifter: Lifter) -> bool:
+    """Whether a load is the maximum of the row's logits, divided by `factor` (0 where it stands inside a function)."""
     found = maximum(lifter.nodes[load.args[0].name])
     assert found is not None
     source, dim, stays = found
@@ -88,7 +89,7 @@ def _is_of_row(load: ex.Load, logit: sp.Expr, lifter: Lifter) -> bool:
     if not same(whole, lifter.sizes.sizes[ex.k]) and not sp.expand(whole - lifter.sizes.sizes[ex.k]).is_Integer:
         return False
     logit = ex.canon(logit)
-    if row == logit:
+    if row == logit or (factor.is_positive and ex.canon(sp.expand(factor * row)) == logit):
         return True
     # The maximum of the scores without their mask, or of scores of another scale, is as finite as they are.
     ratio = sp.cancel(split(logit).score / split(row).score)

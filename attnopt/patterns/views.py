@@ -185,6 +185,7 @@ VIEWS: dict[str, Callable[[dict[str, Any], Index, list[sp.Expr], Sizes], Any]] =
     "aten::flip": _flip,
     "aten::roll": _roll,
     "aten::repeat": _repeat,
+    "aten::tile": _repeat,
     "aten::repeat_interleave": _repeat_interleave,
     "aten::stack": _stack,
     "aten::contiguous": _same,

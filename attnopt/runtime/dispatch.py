@@ -17,7 +17,7 @@ from attnopt.codegen import cpp
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
-from attnopt.runtime import linear
+from attnopt.runtime import linear, triton_launch
 from attnopt.runtime.build import build
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.native import Native, check_rows, layout_of
@@ -26,6 +26,8 @@ from attnopt.runtime.sdpa import Sdpa, sdpa_scale
 from attnopt.spec import AttentionSpec
 
 _SHAPES_KEPT = 4096
+# Backends that are generated: they are tried, checked and switched off if they fail.
+_COMPILED = ("cpp", "triton")
 
 
 class AttnoptWarning(UserWarning):
@@ -79,11 +81,11 @@ class Dispatcher:
         backend = site.shapes.get(shape)
         if backend is None:
             return self._first(site, shape, q, k, v, captures, scalars)
-        if backend.name == "cpp":
+        if backend.name in _COMPILED:
             if not backend.by_data or backend.leaves(q, k, captures, scalars, True) is None:
                 try:
                     out, lse = backend(q, k, v, captures, scalars)
-                    return out, torch.empty(0, dtype=torch.float32) if lse is None else lse
+                    return out, out.new_empty(0, dtype=torch.float32) if lse is None else lse
                 except CompileError as error:
                     self.warn(f"a kernel failed ({error}); {self._instead(site)} ran instead.")
             backend = _Reference(site.spec)
@@ -126,8 +128,8 @@ class Dispatcher:
                 site.shapes[shape], site.used = backend, backend.name
                 return self._finish(site, result)
             backend = self._backend(site, q, captures)
-            result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name == "cpp" else None
-            if result is None and backend.name == "cpp":
+            result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name in _COMPILED else None
+            if result is None and backend.name in _COMPILED:
                 backend = site.fallback()
             if len(site.shapes) >= _SHAPES_KEPT:
                 site.shapes.clear()
@@ -186,23 +188,26 @@ class Dispatcher:
         layout = layout_of(site.axes, q, captures)
         key = (layout, q.device.type)
         if key not in site.backends:
-            site.backends[key] = self._choose(site, layout, q.device.type)
+            site.backends[key] = self._choose(site, layout, q.device)
         return site.backends[key]
 
-    def _choose(self, site: _Site, layout: Any, device: str) -> Any:
+    def _choose(self, site: _Site, layout: Any, device: torch.device) -> Any:
         kernel = self.options.kernel
         if kernel == "reference" or self.options.disable:
             return _Reference(site.spec)
-        if kernel == "sdpa" or device != "cpu" or layout.dtype == "float64":
+        own = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+        if kernel not in ("auto", own) or own is None or layout.dtype == "float64":
             return site.fallback()
-        problem = cpp.supported(site.spec, layout)
+        problem = cpp.supported(site.spec, layout) if own == "cpp" else None
         if problem is None:
             try:
+                if own == "triton":
+                    return triton_launch.build(site.spec, layout, triton_launch.chip_of(device), self.options)
                 return Native(site.spec, build(site.spec, layout, self.options, self.warn))
             except AttnoptError as error:
                 problem = str(error)
         site.reason = problem
-        self.warn(f"no compiled kernel: {problem} {self._instead(site).capitalize()} runs instead.")
+        self.warn(f"no compiled kernel: {problem.rstrip('.')}. {self._instead(site).capitalize()} runs instead.")
         return site.fallback()
 
     @staticmethod

@@ -87,7 +87,7 @@ def check_rows(
     width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
     heads, places = _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], rows)
     taken = Sample(batch, heads, places, q.shape[0])
-    q, k, v = (t.index_select(0, batch) for t in inputs)
+    q, k, v = (t.index_select(0, batch.to(t.device)) for t in inputs)
     golden, golden_lse = reference(spec, q.double(), k.double(), v.double(), captures, scalars, sample=taken)
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
     eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
@@ -116,5 +116,5 @@ def _spread(size: int, count: int) -> Tensor:
 
 def _pick(tensor: Tensor, *indices: Tensor) -> Tensor:
     for dim, index in enumerate(indices):
-        tensor = tensor.index_select(dim, index)
+        tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor

@@ -68,7 +68,7 @@ def repair() -> None:
     InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
 
 
-def forward(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: dict[str, Any]) -> dict[str, Any]:
     """The verdict on one case at one size, layout, dtype and plan."""
     item = case(job["case"])
     dtype = getattr(torch, job["dtype"])
@@ -76,18 +76,19 @@ def forward(job: dict[str, Any]) -> dict[str, Any]:
     inputs = tensors(item.spec, batch, n_q, n_k, job.get("layout", "contiguous"), dtype, job.get("size", 1.0))
     captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
     spec = item.spec.canonical()
-    kernel = triton.emit(spec, layout_of(k_axes(spec), inputs[0], captures), TritonPlan(*job["plan"]))
+    emit, more = KINDS[job.get("kind", "forward")]
+    kernel = emit(spec, layout_of(k_axes(spec), inputs[0], captures), TritonPlan(*job["plan"]))
     if "change" in job:
         old, new = job["change"]
         if old not in kernel.source:
             return {**job, "ok": True, "verdict": f"the kernel has no {old!r}"}
         kernel = replace(kernel, source=kernel.source.replace(old, new))
-    result = load(kernel).attention(*inputs, *captures, *item.scalars)
+    result = load(kernel).attention(*inputs, *captures, *item.scalars, **{x: job[x] for x in more})
     verdict = judge(spec, inputs, captures, item.scalars, result)
     return {**job, "ok": verdict.ok, "verdict": str(verdict)}
 
 
-KINDS = {"forward": forward}
+KINDS = {"forward": (triton.emit, ()), "decode": (triton.emit_decode, ("splits",))}
 
 
 def main(jobs: Sequence[dict[str, Any]]) -> None:
@@ -96,7 +97,7 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
     repair()
     for job in jobs:
         try:
-            answer = KINDS[job.get("kind", "forward")](job)
+            answer = run(job)
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

@@ -18,7 +18,7 @@ def test_each_variant_of_a_decoder() -> None:
     ("name", "which", "why"),
     [
         ("vit", "decode", "keeps no cache"),
-        ("bert", "decode-static", "no decode step"),
+        ("bert", "decode-static", "keeps no cache"),
         ("layoutxlm", "eager", "no model"),
     ],
 )

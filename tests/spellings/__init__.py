@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.spellings import biases, contractions, flex, layouts, masks, modules, normalisers, scales, sdpa
+from tests.spellings import biases, contractions, flex, layouts, masks, modules, normalisers, rare, scales, sdpa
 from tests.spellings.row import Spelling
 
-GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex)
+GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex, rare)
 SPELLINGS: tuple[Spelling, ...] = tuple(row for group in GROUPS for row in group.ROWS)
 
 __all__ = ["GROUPS", "SPELLINGS", "Spelling"]

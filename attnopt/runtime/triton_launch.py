@@ -1,0 +1,154 @@
+"""Triton kernels as a backend: from a spec, a layout and a device to a callable on CUDA tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt import dump
+from attnopt.codegen import triton
+from attnopt.codegen.base import Layout
+from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_plans import CHIPS, Chip, plans
+from attnopt.errors import CacheError, CompileError
+from attnopt.options import Options
+from attnopt.runtime.bounds import by_data, outside
+from attnopt.runtime.triton_binaries import Binary, read
+from attnopt.runtime.triton_load import load
+from attnopt.spec import AttentionSpec
+
+# Compute capabilities with a table of plans. Others may have less shared memory than any plan needs.
+_CAPABILITIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+# Offsets within a tile and coordinates are of 32 bits.
+_OFFSET, _PLACE, _SCALAR = 1 << 31, 1 << 24, 1 << 30
+
+
+def chip_of(device: torch.device) -> Chip:
+    """The chip of a CUDA or ROCm device. Raises `CompileError` for one without a table of plans."""
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        if name in CHIPS:
+            return CHIPS[name]
+        raise CompileError(f"no plans are known for {name}; they are for {', '.join(CHIPS)}")
+    found = torch.cuda.get_device_capability(device)
+    if found in _CAPABILITIES:
+        return CHIPS[_CAPABILITIES[found]]
+    raise CompileError(f"no plans are known for compute capability {found[0]}.{found[1]}; they are for {', '.join(CHIPS)}")
+
+
+def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> TritonBackend:
+    """The backend of a spec on a chip. Raises `CompileError` with the reason where there is none.
+
+    Nothing is compiled before the first call, unless the folder of `Options.aot_dir` holds the kernel already.
+    """
+    problem = triton.supported(spec, layout)
+    if problem is not None:
+        raise CompileError(problem)
+    found = plans(chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)
+    if not found:
+        raise CompileError(f"no plan for heads of {spec.heads.d_qk}/{spec.heads.d_v} in {layout.dtype} fits {chip.name}")
+    kernels = [triton.emit(spec, layout, plan) for plan in found]
+    dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
+    load(kernels[0])  # says now, not at the first call, that there is no Triton
+    return TritonBackend(spec, kernels, _ready(spec, layout, chip, options))
+
+
+def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
+    if not options.aot_dir:
+        return None
+    wanted = (spec.key, layout, chip)
+    try:
+        found = (b for b in read(Path(options.aot_dir)) if (b.kernel.spec_key, b.kernel.layout, b.chip) == wanted)
+        return next(found, None)
+    except CacheError as error:
+        raise CompileError(str(error)) from error
+
+
+class TritonBackend:
+    """Launches the first of the kernels that fits, compiled at the first call or ahead of time."""
+
+    name = "triton"
+
+    def __init__(self, spec: AttentionSpec, kernels: Sequence[TritonKernel], ready: Binary | None = None) -> None:
+        self.spec, self.kernels = spec, list(kernels)
+        self.by_data = by_data(spec)
+        self.ready = ready
+        self.restored: Any = None
+
+    @property
+    def kernel(self) -> TritonKernel:
+        """The kernel that runs."""
+        return self.kernels[0]
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`out` in its final layout, and lse if the spec returns it. Raises `CompileError` if no kernel runs."""
+        far = self._far(q, k, v, scalars)
+        if far:
+            raise CompileError(far)
+        with _on(q.device):
+            if self.ready is not None and usual(q, k, v, captures):
+                return self._launch_ready(q, k, v, captures, scalars)
+            return self._launch(q, k, v, captures, scalars)
+
+    def _launch(self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Any:
+        while True:
+            module: ModuleType = load(self.kernel)
+            try:
+                return module.attention(q, k, v, *captures, *scalars)
+            except Exception as error:
+                # The next plan is for a kernel that is too large; anything else will not get better.
+                if type(error).__name__ != "OutOfResources" or len(self.kernels) == 1:
+                    text = str(error).strip().splitlines() or [repr(error)]
+                    raise CompileError(f"Triton: {text[-1][:300]}") from error
+                self.kernels.pop(0)
+
+    def _launch_ready(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        binary = self.ready
+        assert binary is not None
+        if self.restored is None:
+            self.restored = binary.restore()
+        module = load(binary.kernel)
+        return module.attention(q, k, v, *captures, *scalars, launch=self.restored)  # type: ignore[no-any-return]
+
+    def leaves(
+        self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False
+    ) -> str | None:
+        """Which load leaves its tensor at these sizes, in words; None if none does."""
+        return outside(self.spec, q, k, captures, scalars, data_only)
+
+    def _far(self, q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int]) -> str | None:
+        """Why offsets or coordinates need more bits than the kernel has; None if they do not."""
+        if max(q.shape[2], k.shape[2]) >= _PLACE:
+            return f"a length of {max(q.shape[2], k.shape[2])} is more than the Triton kernel counts to"
+        if any(abs(int(x)) >= _SCALAR for x in scalars):
+            return "a scalar is larger than the Triton kernel's integers"
+        block = self.kernel.plan.block_n
+        for t in (k, v):
+            if abs(t.stride(2)) * block + abs(t.stride(3)) * t.shape[3] >= _OFFSET:
+                return "keys lie further apart than the Triton kernel's offsets reach"
+        return None
+
+
+def usual(q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor]) -> bool:
+    """Whether these tensors are as kernels that are compiled ahead of time expect them."""
+    if any(t.stride(3) != 1 or any(x % 16 for x in t.stride()[:3]) for t in (q, k, v)):
+        return False
+    width = q.shape[1] * v.shape[3]
+    return width % 16 == v.shape[3] % 16 == 0 and not any(t.data_ptr() % 16 for t in (q, k, v, *captures))
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Kernels are launched on the current device, so this one has to be it."""
+    if torch.cuda.device_count() < 2:
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

@@ -1,0 +1,149 @@
+"""Triton as a backend with fake CUDA tensors: everything up to the launch, and every reason to fall back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+pytest.importorskip("triton")
+
+from attnopt.codegen.base import Layout
+from attnopt.codegen.triton_plans import CHIPS
+from attnopt.errors import CompileError
+from attnopt.options import Options
+from attnopt.runtime import triton_launch
+from attnopt.runtime.triton_binaries import Binary
+from attnopt.runtime.triton_launch import TritonBackend, build, chip_of, usual
+from attnopt.runtime.triton_load import load
+from attnopt.spec import Heads
+from tests.specs import case
+
+HALF = Layout("bfloat16")
+LSE = case("lse").spec
+
+
+class Recorder:
+    """Stands where a kernel stands: `recorder[grid](*arguments)`."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[tuple[tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
+        self.error = error
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def run(*arguments: Any, **options: Any) -> None:
+            self.calls.append((grid, arguments, options))
+            if self.error is not None:
+                raise self.error
+
+        return run
+
+
+@pytest.fixture
+def qkv() -> Iterator[list[torch.Tensor]]:
+    with FakeTensorMode():
+        yield [torch.empty(2, 4, n, 32, device="cuda", dtype=torch.bfloat16) for n in (100, 70, 70)]
+
+
+def recorded(backend: TritonBackend, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> Recorder:
+    recorder, module = Recorder(error), load(backend.kernel)
+    monkeypatch.setattr(module, "attention_forward", recorder)
+    monkeypatch.setattr(module.attention, "__defaults__", (recorder,))
+    return recorder
+
+
+def test_a_call_gets_as_far_as_the_launch(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
+    recorder = recorded(backend, monkeypatch)
+    out, lse = backend(*qkv, (), ())
+    (grid, arguments, options), = recorder.calls
+    plan = backend.kernel.plan
+    assert grid == (-(-100 // plan.block_m) * 2 * 4, 1, 1)
+    assert options == {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": True}
+    names = [a.name for a in backend.kernel.entries[0].arguments]
+    given = dict(zip(names, arguments, strict=True))
+    assert given["q_ptr"] is qkv[0]
+    assert given["out_ptr"] is out
+    assert (given["n_b"], given["n_q"], given["n_k"]) == (2, 100, 70)
+    assert [given[f"k_stride{i}"] for i in range(4)] == list(qkv[1].stride())
+    assert out.device.type == "cuda"
+    assert out.stride() == (100 * 4 * 32, 32, 4 * 32, 1)
+    assert lse is not None
+    assert lse.shape == (2, 4, 100)
+
+
+def test_a_plan_that_is_too_large_is_followed_by_the_next(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutOfResources(Exception):  # noqa: N818
+        pass
+
+    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
+    first, second = backend.kernels[:2]
+    recorded(backend, monkeypatch, OutOfResources("shared memory"))
+    monkeypatch.setattr(load(second).attention, "__defaults__", (Recorder(),))
+    backend(*qkv, (), ())
+    assert backend.kernel is second
+    assert first is not second
+
+
+def test_what_triton_says_is_the_reason(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
+    recorded(backend, monkeypatch, RuntimeError("line one\n0 active drivers"))
+    with pytest.raises(CompileError, match="0 active drivers"):
+        backend(*qkv, (), ())
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "reason"),
+    [
+        (replace(LSE, dropout=0.1), HALF, "no dropout"),
+        (LSE, Layout("float64"), "float64"),
+        (replace(LSE, heads=Heads(1, 1, 1, 300, 300)), HALF, "up to 256"),
+    ],
+    ids=["dropout", "float64", "width"],
+)
+def test_no_backend_without_a_reason(spec: Any, layout: Layout, reason: str) -> None:
+    with pytest.raises(CompileError, match=reason):
+        build(spec, layout, CHIPS["sm_90"], Options())
+
+
+@pytest.mark.parametrize(("found", "name"), [((8, 0), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100")])
+def test_known_chips(found: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+    assert chip_of(torch.device("cuda")) is CHIPS[name]
+
+
+def test_an_unknown_chip_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(CompileError, match=r"capability 7\.5"):
+        chip_of(torch.device("cuda"))
+
+
+def test_lengths_and_strides_beyond_32_bits_are_refused(qkv: list[torch.Tensor]) -> None:
+    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
+    q, k, v = qkv
+    with pytest.raises(CompileError, match="counts to"):
+        backend(q, k.new_empty((2, 4, 1 << 24, 32)), v, (), ())
+    with pytest.raises(CompileError, match="offsets reach"):
+        backend(q, k.new_empty(1).as_strided((2, 4, 70, 32), (1, 1, 1 << 26, 1)), v, (), ())
+
+
+def test_kernels_compiled_ahead_are_used_where_they_fit(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeTensorMode():
+        assert not usual(qkv[0].mT.contiguous().mT, *qkv[1:], ())
+    assert not usual(*(torch.empty(2, 4, 8, 24) for _ in range(3)), ())
+    assert usual(*(torch.empty(2, 4, 8, 32) for _ in range(3)), ())
+    ready, backend = Recorder(), build(LSE, HALF, CHIPS["sm_90"], Options())
+    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], b"", {}), ready
+    monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
+    backend(*qkv, (), ())
+    assert ready.calls[0][2] == {}
+
+
+def test_a_folder_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="cannot be read"):
+        build(LSE, HALF, CHIPS["sm_90"], Options(aot_dir=str(tmp_path / "nothing")))
