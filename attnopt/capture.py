@@ -174,7 +174,8 @@ def _from_program(program: torch.export.ExportedProgram, training: bool) -> Capt
             paths, inputs, [s for s in signature.input_specs if s.kind is kinds.USER_INPUT], strict=True
         )
     )
-    ranges = {str(s): (int(max(r.lower, -(2**62))), int(min(r.upper, 2**62))) for s, r in program.range_constraints.items()}
+    bounds = program.range_constraints.items()
+    ranges = {str(s): (int(max(r.lower, -(2**62))), int(min(r.upper, 2**62))) for s, r in bounds}
     return Captured(normalize(gm), tuple(states), constants, leaves, ranges, in_spec, out_spec, training)
 
 

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnopt import dump, pipeline
 from attnopt.errors import CaptureError, OptionError
-from attnopt.graph import normalize
+from attnopt.graph import WEIGHT, normalize
 from attnopt.nested import Replay, forget_default_recompute
 from attnopt.options import Options
 from attnopt.report import Report
@@ -95,7 +95,17 @@ def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule
     except Exception as error:
         raise CaptureError(f"Dynamo's graph could not be traced to aten: {type(error).__name__}: {error}") from error
     forget_default_recompute(traced)
+    _mark_weights(gm, traced, example_inputs)
     return normalize(traced)
+
+
+def _mark_weights(gm: fx.GraphModule, traced: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    """Which inputs are parameters or buffers: tracing loses the names that tell."""
+    named, made = ([n for n in g.graph.nodes if n.op == "placeholder"] for g in (gm, traced))
+    for old, new, given in zip(named, made, example_inputs, strict=False):
+        kind = str(old.target)
+        if isinstance(given, nn.Parameter) or "_parameters_" in kind or "_buffers_" in kind:
+            new.meta[WEIGHT] = True
 
 
 class _Collecting:

@@ -18,6 +18,8 @@ from attnopt.functional import functionalize
 from attnopt.nested import bodies, mark_autocast, name_apart
 
 aten = torch.ops.aten
+# Marks an input that is a parameter or a buffer, where its name does not say so.
+WEIGHT = "attnopt_weight"
 
 _DROPPED = {
     aten._assert_tensor_metadata.default,

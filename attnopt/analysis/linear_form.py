@@ -15,8 +15,8 @@ from attnopt.spec import AttentionSpec, Pointwise
 
 # Queries of one chunk see one another's keys directly; everything before is one state.
 CHUNK = 64
-# The chunked form runs where it needs at most this part of the multiplications of the direct one.
-_GAIN = 2
+# The linear form runs where this many times its multiplications are no more than the direct form's.
+_GAIN = 1
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class TritonPlan:
 
 @dataclass(frozen=True)
 class Chip:
-    """What a plan depends on. `shared` is the most shared memory of a block in bytes, `fp32` the product to use."""
+    """What a plan depends on. `shared` is the most shared memory of a block in bytes, `fp32` the product to
+    use."""
 
     name: str
     backend: str
@@ -31,6 +32,7 @@ class Chip:
     warp: int
     shared: int
     fp32: str
+    processors: int
 
     @property
     def binary(self) -> str:
@@ -41,33 +43,34 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("sm_80", "cuda", 80, 32, 166912, "tf32x3"),
-        Chip("sm_90", "cuda", 90, 32, 232448, "tf32x3"),
-        Chip("sm_100", "cuda", 100, 32, 232448, "tf32x3"),
-        Chip("gfx942", "hip", "gfx942", 64, 65536, "ieee"),
+        Chip("sm_80", "cuda", 80, 32, 166912, "tf32x3", 108),
+        Chip("sm_90", "cuda", 90, 32, 232448, "tf32x3", 132),
+        Chip("sm_100", "cuda", 100, 32, 232448, "tf32x3", 148),
+        Chip("gfx942", "hip", "gfx942", 64, 65536, "ieee", 304),
     )
 }
 
-# (chip, bytes of an element, greatest head width): plans, the default first.
+# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled: it fits, and spills
+# nothing or less than 256 bytes.
 _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
-    ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 3), (128, 128, 8, 2)),
-    ("sm_80", 2, 128): ((128, 64, 8, 2), (128, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3)),
-    ("sm_80", 2, 256): ((64, 32, 4, 2), (64, 64, 8, 1), (32, 32, 4, 2)),
-    ("sm_80", 4, 64): ((64, 32, 4, 2), (32, 32, 4, 2), (64, 64, 8, 1)),
-    ("sm_80", 4, 128): ((32, 32, 4, 2), (64, 32, 8, 1), (32, 16, 4, 2)),
-    ("sm_80", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
-    ("sm_90", 2, 64): ((128, 128, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
-    ("sm_90", 2, 128): ((128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3)),
-    ("sm_90", 2, 256): ((128, 64, 8, 2), (64, 32, 4, 3), (64, 64, 4, 2)),
-    ("sm_90", 4, 64): ((64, 32, 4, 3), (128, 32, 8, 2), (64, 64, 8, 2), (32, 32, 4, 2)),
-    ("sm_90", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 64, 4, 2)),
-    ("sm_90", 4, 256): ((32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
-    ("sm_100", 2, 64): ((128, 128, 4, 3), (128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
-    ("sm_100", 2, 128): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3)),
-    ("sm_100", 2, 256): ((128, 32, 8, 2), (64, 32, 4, 3), (64, 64, 4, 2)),
-    ("sm_100", 4, 64): ((64, 32, 4, 3), (64, 64, 8, 2), (32, 32, 4, 2)),
-    ("sm_100", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 64, 4, 2)),
-    ("sm_100", 4, 256): ((32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
+    ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 3), (64, 64, 4, 3)),
+    ("sm_80", 2, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3)),
+    ("sm_80", 2, 256): ((64, 64, 8, 1), (32, 32, 4, 2)),
+    ("sm_80", 4, 64): ((64, 32, 4, 2), (32, 32, 4, 2)),
+    ("sm_80", 4, 128): ((32, 32, 4, 2), (32, 16, 4, 2)),
+    ("sm_80", 4, 256): ((16, 16, 4, 1),),
+    ("sm_90", 2, 64): ((128, 128, 8, 2), (128, 64, 4, 3), (128, 128, 4, 3), (64, 64, 4, 3)),
+    ("sm_90", 2, 128): ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
+    ("sm_90", 2, 256): ((128, 64, 8, 2), (64, 32, 4, 3)),
+    ("sm_90", 4, 64): ((64, 32, 4, 3), (128, 32, 8, 2), (32, 32, 4, 2)),
+    ("sm_90", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2)),
+    ("sm_90", 4, 256): ((16, 16, 4, 1),),
+    ("sm_100", 2, 64): ((128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3)),
+    ("sm_100", 2, 128): ((128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3)),
+    ("sm_100", 2, 256): ((128, 32, 8, 2), (64, 32, 4, 3)),
+    ("sm_100", 4, 64): ((64, 64, 8, 2), (64, 32, 4, 3), (32, 32, 4, 2)),
+    ("sm_100", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2)),
+    ("sm_100", 4, 256): ((16, 16, 4, 1),),
     ("gfx942", 2, 64): ((128, 64, 4, 2), (128, 32, 4, 2), (64, 64, 4, 1), (256, 64, 8, 1)),
     ("gfx942", 2, 128): ((128, 32, 4, 2), (128, 64, 4, 1), (64, 32, 4, 2)),
     ("gfx942", 2, 256): ((64, 32, 4, 1), (64, 16, 4, 2), (32, 32, 4, 1)),
@@ -75,14 +78,39 @@ _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("gfx942", 4, 128): ((64, 32, 4, 1), (32, 16, 4, 2), (32, 32, 4, 1)),
     ("gfx942", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
 }
+# (bytes of an element, greatest head width): the tile of a decode. Its rows are few; loads in flight are what counts.
+_DECODE = {
+    (2, 64): ((16, 128, 4, 3), (16, 64, 4, 3)),
+    (2, 128): ((16, 64, 4, 3), (16, 32, 4, 2)),
+    (2, 256): ((16, 32, 4, 2), (16, 16, 4, 2)),
+    (4, 64): ((16, 64, 4, 2), (16, 32, 4, 2)),
+    (4, 128): ((16, 32, 4, 2), (16, 16, 4, 1)),
+    (4, 256): ((16, 16, 4, 1),),
+}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _WIDTHS = (64, 128, 256)
+# More query rows than this fill a chip by themselves; fewer keys are not worth a second kernel.
+_DECODE_ROWS, _DECODE_KEYS = 64, 512
 
 
 def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """Schedules to choose from, the default first; none where no tile of these widths fits."""
+    found = _class(dtype, d_qk, d_v)
+    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[chip.name, *found])
+
+
+def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
+    """As `plans`, for few queries and many keys."""
+    found = _class(dtype, d_qk, d_v)
+    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _DECODE[found])
+
+
+def _class(dtype: str, d_qk: int, d_v: int) -> tuple[int, int] | None:
     width = max(block_width(d_qk), block_width(d_v))
     found = next((w for w in _WIDTHS if width <= w), None)
-    if found is None or dtype not in _BYTES:
-        return ()
-    return tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[chip.name, _BYTES[dtype], found])
+    return None if found is None or dtype not in _BYTES else (_BYTES[dtype], found)
+
+
+def wants_split(chip: Chip, programs: int, rows: int, n_k: int) -> bool:
+    """Whether splitting the keys pays: few rows, too few programs for the chip, and keys to share."""
+    return rows <= _DECODE_ROWS and programs < 0.8 * chip.processors and n_k >= _DECODE_KEYS

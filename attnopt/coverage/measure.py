@@ -90,7 +90,8 @@ def errors(ours: Tensors, eager: Tensors, exact: Tensors | None) -> Row:
     g, e, k = _flat(exact), _flat(eager), _flat(ours)
     # Where eager itself has no number, or fp64 has none (two minima may add up to -inf), ours must repeat eager.
     usable = g.isfinite() & e.isfinite()
-    same = (k == e) | (k.isnan() & e.isnan()) | ((k - e).abs() <= 1e-4 * e.abs().clamp(min=1))
+    near = ((k - e).abs() <= 1e-4 * e.abs().clamp(min=1)) & k.isfinite() & e.isfinite()
+    same = (k == e) | (k.isnan() & e.isnan()) | near
     out: Row = {"elements": g.numel(), "elsewhere": int((~usable).sum()), "astray": int((~same & ~usable).sum())}
     g, e, k = g[usable], e[usable], k[usable]
     floor = _EPS * _rms(g)

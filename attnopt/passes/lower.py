@@ -50,7 +50,8 @@ class Lowering:
         dtype = _widest(region)
         with self.graph.inserting_before(region.output):
             for term, loaded, numbers in zip(region.terms, captures, scalars, strict=True):
-                query, key, val = (self._wide(self._heads(term, o), o, dtype) for o in (term.query, term.key, term.value))
+                given = (term.query, term.key, term.value)
+                query, key, val = (self._wide(self._heads(term, o), o, dtype) for o in given)
                 seed = [self._seed()] if term.spec.dropout else []
                 operands = (query, key, val, [*loaded, *seed], numbers, term.spec.text)
                 calls.append(self._call(torch.ops.attnopt.attention.default, *operands))

@@ -16,7 +16,8 @@ from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.safety import depends
-from attnopt.patterns.site import Frame, _capture, _captures, _changed, _Extents, width
+from attnopt.patterns.captures import capture, loaded
+from attnopt.patterns.site import Frame, _changed, _Extents, width
 from attnopt.patterns.views import shape
 from attnopt.region import Line, Operand, Region
 from attnopt.spec import AttentionSpec, Pointwise
@@ -160,7 +161,7 @@ def absorb(region: Region, scaled: Scaled, part: str = "gate") -> Region | None:
     """The region with the product as its output and the factor in the gate (or the `divide`) of every term."""
     extents = _Extents(scaled.frame, region.output.graph)
     exprs: dict[str, Any] = {"gate": extents.rename(ex.canon(scaled.factor))}
-    captures, exprs = _captures(exprs, scaled.lifter, scaled.frame)
+    captures, exprs = loaded(exprs, scaled.lifter)
     if not isinstance(captures, dict) or any(isinstance(o.node, Line) for o in captures.values()):
         return None
     read = {*(o.node for o in captures.values()), *scaled.lifter.read}
@@ -189,7 +190,7 @@ def _gated(
         term.spec,
         gate=ex.canon(term.spec.gate * gate) if part == "gate" else term.spec.gate,
         normalizer=Pointwise(gate) if part == "divide" else term.spec.normalizer,
-        captures=(*term.spec.captures, *(_capture(names[n], o) for n, o in captures.items())),
+        captures=(*term.spec.captures, *(capture(names[n], o) for n, o in captures.items())),
         scalars=(*term.spec.scalars, *numbers.values()),
     ).canonical()
     try:

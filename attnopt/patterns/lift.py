@@ -17,6 +17,7 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
+from attnopt.patterns.finite import is_finite
 from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import Known
@@ -31,15 +32,6 @@ _CONSTANTS = {
     "aten::ones_like": 1, "aten::full": None, "aten::new_full": None, "aten::full_like": None,
     "aten::scalar_tensor": None,
 }  # fmt: skip
-# Operators whose results are finite whatever comes in, and those that keep finite values finite.
-_BOUNDED = {
-    "aten::embedding", "aten::layer_norm", "aten::conv1d", "aten::conv2d", "aten::sigmoid", "aten::tanh", "aten::sin",
-    "aten::cos",
-}  # fmt: skip
-_KEEP_FINITE = {
-    *GATHERS, "aten::gather", "aten::add", "aten::sub", "aten::mul", "aten::neg", "aten::relu", "aten::split",
-    "aten::split_with_sizes", "aten::chunk", "aten::unbind", "aten::abs", "aten::clamp",
-}  # fmt: skip
 _LARGE = 48
 _MOST_TERMS = 1500
 _NARROW = (torch.uint8, torch.int8, torch.int16)
@@ -49,7 +41,7 @@ _SUMS = ("aten::add", "aten::sub")
 PRODUCT = "_product"
 
 
-class TooLarge(Exception):
+class TooLarge(Exception):  # noqa: N818  (a limit, no error)
     """What stands before the site is too long a computation to be read as mathematics, such as an unrolled loop."""
 
 
@@ -240,21 +232,7 @@ class Lifter:
     def finite(self, name: str) -> bool:
         """Whether a loaded tensor is no mask: parameters, products, and what is picked or computed from them."""
         node = self.nodes.get(name)
-        return isinstance(node, Line) or self._finite(node, 40)
-
-    def _finite(self, node: Any, steps: int) -> bool:
-        if not isinstance(node, fx.Node):
-            return isinstance(node, (int, float)) and abs(node) < 1e29
-        if node.op == "placeholder" and str(node.target).startswith("p_"):
-            return True
-        name = op_name(node)
-        if name in CONTRACTIONS or name in _BOUNDED or self.constants.finite(node):
-            return True
-        if name not in _KEEP_FINITE and name not in VIEWS and name not in CASTS:
-            return node.target is operator.getitem and steps > 0 and self._finite(node.args[0], steps - 1)
-        sources = [n for n in node.all_input_nodes if _is_float(n)]
-        numbers = [a for a in node.args if isinstance(a, float)]
-        return bool(sources) and steps > 0 and all(self._finite(x, steps - 1) for x in (*sources, *numbers))
+        return isinstance(node, Line) or is_finite(node, self.constants)
 
     def _contains_contraction(self, found: sp.Basic) -> bool:
         nodes = (self.nodes.get(load.args[0].name) for load in found.atoms(ex.Load))
@@ -272,12 +250,6 @@ def _weight(expr: sp.Basic, known: dict[sp.Basic, int]) -> int:
     if expr not in known:
         known[expr] = 1 + sum(_weight(a, known) for a in expr.args)
     return known[expr]
-
-
-def _is_float(node: fx.Node) -> bool:
-    seen = value(node)
-    parts = seen if isinstance(seen, (list, tuple)) else [seen]
-    return any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in parts)
 
 
 def _overflows(found: sp.Basic, dtype: torch.dtype) -> bool:

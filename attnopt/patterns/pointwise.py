@@ -16,7 +16,7 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.analysis.linear_form import linear_form
 from attnopt.errors import Decline
-from attnopt.graph import op_name, value
+from attnopt.graph import WEIGHT, op_name, value
 from attnopt.patterns import rows
 from attnopt.patterns.contraction import CONTRACTIONS, Side, contract, extent, factors, is_contraction, pair
 from attnopt.patterns.dependence import LINEAR, Walk
@@ -162,7 +162,8 @@ def _activations(framed: Frame, query: Side, key: Side, values: Side) -> bool:
     """Whether all three are computed from the model's inputs, keys and values for each batch entry on its own."""
     entries = {b for b in framed.batch if framed.extent(b) != 1}
     for _, index in (key, values):
-        if entries - {x for i in index for x in i.free_symbols}:
+        # What has no dimension for the batch at all is shared by it, even if there is one entry only.
+        if len(index) < 3 or entries - {x for i in index for x in i.free_symbols}:
             return False
     return all(is_activation(node) for node, _ in (query, key, values))
 
@@ -173,7 +174,9 @@ def is_activation(node: fx.Node) -> bool:
 
 
 def _is_input(node: fx.Node) -> bool | None:
-    return not str(node.target).startswith(_WEIGHTS) if node.op == "placeholder" else None
+    if node.op != "placeholder":
+        return None
+    return not node.meta.get(WEIGHT) and not str(node.target).startswith(_WEIGHTS)
 
 
 def _over_channels(region: Region) -> bool:

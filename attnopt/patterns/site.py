@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
-import torch
 from torch import fx
 
 from attnopt import expr as ex
 from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
 from attnopt.functional import WRITES
-from attnopt.graph import module_path, op_name, source_line, value
+from attnopt.graph import module_path, op_name, source_line
+from attnopt.patterns.captures import capture, loaded
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.lift import PRODUCT, Lifter
+from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, own_heads, resolve
 from attnopt.patterns.safety import jumps, unsafe
 from attnopt.patterns.views import Index, shape
-from attnopt.region import Line, Operand, Region
-from attnopt.spec import AttentionSpec, Capture, Heads, Normalizer, Pointwise, Softmax
+from attnopt.region import Line, Region
+from attnopt.spec import AttentionSpec, Heads, Normalizer, Pointwise, Softmax
 
 width = sp.Symbol("width", integer=True, nonnegative=True)
 
@@ -53,7 +53,12 @@ def frame(
     """Name the output's dimensions. `query_dim` None: one query, without a dimension. `fold`: heads in the batch."""
     extents = shape(output)
     others = [i for i in range(len(extents)) if i not in (query_dim, width_dim)]
-    sizes = {ex.q: sp.S.One if query_dim is None else extents[query_dim], width: extents[width_dim], ex.k: n_k, ex.d: d_qk}
+    sizes = {
+        ex.q: sp.S.One if query_dim is None else extents[query_dim],
+        width: extents[width_dim],
+        ex.k: n_k,
+        ex.d: d_qk,
+    }
     index: list[Any] = [None] * len(extents)
     dims: list[tuple[str, ...]] = [()] * len(extents)
     if query_dim is not None:
@@ -123,7 +128,7 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     if any(jumps(e) for e in {**exprs, **signed}.values()) or parts.masked.keep.has(ex.s):
         return Decline("scores are compared with one another; rounding could decide differently", parts.anchor)
     exprs = {name: extents.rename(ex.canon(e)) for name, e in exprs.items()}
-    captures, exprs = _captures(exprs, lifter, frame)
+    captures, exprs = loaded(exprs, lifter)
     if isinstance(captures, Decline):
         return captures
     heads = Heads(
@@ -134,7 +139,7 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
         heads=heads, score=exprs["score"], keep=exprs["keep"], gate=exprs["gate"],
         normalizer=_normalizer(parts.normalizer, exprs), weight=exprs["weight"], empty_row=parts.masked.empty_row,
         dropout=parts.dropout, scalars=tuple(extents.scalars),
-        captures=tuple(_capture(name, operand) for name, operand in captures.items()),
+        captures=tuple(capture(name, operand) for name, operand in captures.items()),
     ).canonical()  # fmt: skip
     try:
         spec.verify()
@@ -145,8 +150,8 @@ def build(parts: Parts, frame: Frame, lifter: Lifter) -> Region | Decline:
     if changed is not None:
         return Decline("a tensor that the attention reads is changed in place before the attention ends", changed)
     places = {role: operand.node for role, operand in operands.items()}
-    loaded = (o.node.table if isinstance(o.node, Line) else o.node for o in captures.values())
-    harm = unsafe(places, loaded, parts.product or parts.anchor, parts.output)
+    read = (o.node.table if isinstance(o.node, Line) else o.node for o in captures.values())
+    harm = unsafe(places, read, parts.product or parts.anchor, parts.output)
     region = harm or _region(parts, frame, spec, operands, captures, extents.scalars)
     if isinstance(region, Region) and not own_heads(maps["query"], frame.heads):
         return region.replace(query_heads=maps["query"].table)
@@ -219,86 +224,3 @@ def _unflatten(frame: Frame) -> list[sp.Expr]:
         out.append(x if place == 0 else ex.Mod(x, frame.extent(symbol)))
         inner = inner * frame.extent(symbol)
     return out[::-1]
-
-
-_ORDER = {"b": 0, "h": 1, "q": 2, "k": 3}
-
-
-def _captures(exprs: dict[str, Any], lifter: Lifter, frame: Frame) -> tuple[Any, dict[str, Any]]:
-    """Give every loaded node one capture with fixed dimensions dropped, the rest ordered, under a stable name."""
-    found = ex.loads(*exprs.values())
-    indices: dict[str, list[tuple[sp.Expr, ...]]] = {}
-    for load in found:
-        indices.setdefault(load.args[0].name, []).append(load.args[1:])
-    layouts = {name: _layout(uses) for name, uses in indices.items()}
-    ranked = sorted(
-        indices, key=lambda n: (_fingerprint(lifter.nodes[n], indices[n], layouts[n]), _own(lifter.nodes[n]))
-    )
-    operands: dict[str, Operand] = {}
-    renamed: dict[sp.Basic, sp.Basic] = {}
-    counts: dict[str, int] = {}
-    for name in ranked:
-        node = lifter.nodes[name]
-        if name.endswith(PRODUCT):
-            return Decline("a second product of queries is added to the scores", node), exprs
-        if not isinstance(value(node), torch.Tensor):
-            return Decline("a number that the model computes enters the scores", node), exprs
-        fixed, order = layouts[name]
-        new = _name(node, indices[name], counts)
-        operands[new] = Operand(
-            node, tuple(fixed[i] if i in fixed else f"x{order.index(i)}" for i in range(value(node).dim()))
-        )
-        for load in found:
-            if load.args[0].name == name:
-                moved = [load.args[1 + i] for i in order]
-                renamed[load] = ex.load(new, *moved, integer=isinstance(load, ex.IntLoad))
-    # Nested loads (a table at a loaded place) must be renamed from the inside out.
-    return operands, {part: _replace(e, renamed) for part, e in exprs.items()}
-
-
-def _replace(expr: sp.Basic, renamed: Mapping[sp.Basic, sp.Basic]) -> sp.Basic:
-    return ex.canon(expr.xreplace(dict(renamed)))
-
-
-def _layout(uses: list[tuple[sp.Expr, ...]]) -> tuple[dict[int, int], list[int]]:
-    """Dimensions that every use fixes to one number, and the others in the order batch, head, query, key."""
-    rank = len(uses[0])
-    fixed = {i: int(uses[0][i]) for i in range(rank) if all(u[i] == uses[0][i] for u in uses) and uses[0][i].is_Integer}
-
-    def place(i: int) -> int:
-        names = {x.name for x in uses[0][i].free_symbols}
-        return max((_ORDER.get(n[0] if n not in _ORDER else n, 0) for n in names), default=0)
-
-    return fixed, sorted((i for i in range(rank) if i not in fixed), key=place)
-
-
-def _fingerprint(node: fx.Node, uses: Any, layout: Any) -> str:
-    text = sorted(str([u[i] for i in layout[1]]) for u in uses)
-    return f"{value(node).dtype if isinstance(value(node), torch.Tensor) else ''}{text}"
-
-
-def _own(node: Any) -> fx.Node:
-    """The node of the graph behind a leaf. Nodes compare by their place in the graph."""
-    return node.table if isinstance(node, Line) else node
-
-
-def _name(node: fx.Node, uses: list[Any], counts: dict[str, int]) -> str:
-    dtype = value(node).dtype
-    base = "bias" if dtype.is_floating_point else "mask" if len(uses) == 1 else "ids"
-    counts[base] = counts.get(base, 0) + 1
-    return base if counts[base] == 1 else f"{base}{counts[base]}"
-
-
-def _capture(name: str, operand: Operand) -> Capture:
-    seen = value(operand.node)
-    kind = "float" if seen.dtype.is_floating_point else "bool" if seen.dtype == torch.bool else "int"
-    moving = sorted((str(d), i) for i, d in enumerate(operand.dims) if isinstance(d, str))
-    sizes = [seen.shape[i] for _, i in sorted(moving, key=lambda m: int(m[0][1:]))]
-    if isinstance(operand.node, Line) and operand.node.meta["symbolic"]:
-        sizes[-1] = None
-    return Capture(name, kind, tuple(n if isinstance(n, int) else None for n in sizes))
-
-
-def is_op(node: Any, *names: str) -> bool:
-    """Whether the node calls one of the aten operators."""
-    return op_name(node) in names

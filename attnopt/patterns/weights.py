@@ -14,7 +14,6 @@ from sympy.logic.boolalg import Boolean, BooleanFunction
 from torch import fx
 
 from attnopt import expr as ex
-from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -118,9 +117,9 @@ def guarded(logit: sp.Expr, lifter: Lifter) -> Masked:
 
     Rows without a kept key that are given one score for all keys have equal weights.
     """
-    logit = ex.canon(resolve(logit, lifter))
-    if isinstance(logit, ex.Where) and logit.args[0].has(Some):
-        c, x, y = logit.args
+    resolved = ex.canon(resolve(logit, lifter))
+    if isinstance(resolved, ex.Where) and resolved.args[0].has(Some):
+        c, x, y = resolved.args
         fill, inner = (y, x) if isinstance(c, Some) else (x, y)
         some = c if isinstance(c, Some) else ex.canon(sp.Not(c))
         masked = split(inner, lifter.finite)
@@ -180,11 +179,6 @@ def _same(x: Boolean, y: Boolean) -> bool:
 def never_empty(keep: Boolean) -> bool:
     """Whether every row keeps a key for certain: its first, or the one at its own place."""
     return keep == sp.true or any(ex.canon(keep.xreplace({ex.k: at})) == sp.true for at in (sp.S.Zero,))
-
-
-def declined(reason: str, node: fx.Node) -> Decline:
-    """A site whose weights are changed in a way that cannot be expressed."""
-    return Decline(reason, node)
 
 
 def unresolved(exprs: Iterable[sp.Basic]) -> bool:

@@ -68,16 +68,27 @@ def reference(
         return _no_keys(spec, scope, q_rows, v_heads, q.dtype)
     normalise = _softmax if isinstance(spec.normalizer, Softmax) else _pointwise
     weights, lse, empty = normalise(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
-    if spec.weight != 1:
-        weights = _fill_weights(spec.empty_row, weights, empty) * evaluate(spec.weight, scope).to(work)
-    if spec.dropout:
-        weights = weights * _dropout_mask(spec, shape, scalars, weights)
-    out = weights @ v_heads
-    if spec.weight == 1:
-        out = _fill_empty(spec.empty_row, out, empty, v_heads)
-    if spec.gate != 1:
-        out = out * evaluate(spec.gate, _without_scores(scope)).to(work)
+    out = _apply(spec, scope, weights, empty, v_heads, scalars)
     return out.to(q.dtype), lse.squeeze(-1)
+
+
+def _apply(
+    spec: AttentionSpec,
+    scope: Scope,
+    weights: torch.Tensor,
+    empty: torch.Tensor,
+    v: torch.Tensor,
+    scalars: Sequence[int],
+) -> torch.Tensor:
+    """The weighted sum of the values `[B, H, K, d_v]`, after what is done to weights and to the result."""
+    if spec.weight != 1:
+        weights = _fill_weights(spec.empty_row, weights, empty) * evaluate(spec.weight, scope).to(v.dtype)
+    if spec.dropout:
+        weights = weights * _dropout_mask(spec, tuple(weights.shape), scalars, weights)
+    out = weights @ v
+    if spec.weight == 1:
+        out = _fill_empty(spec.empty_row, out, empty, v)
+    return out if spec.gate == 1 else out * evaluate(spec.gate, _without_scores(scope)).to(v.dtype)
 
 
 def _softmax(

@@ -15,7 +15,8 @@ from attnopt import dump
 from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel
-from attnopt.codegen.triton_plans import CHIPS, Chip, plans
+from attnopt.codegen.triton_decode import group
+from attnopt.codegen.triton_plans import CHIPS, Chip, decode_plans, plans, wants_split
 from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
 from attnopt.runtime.bounds import by_data, outside
@@ -56,7 +57,8 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     kernels = [triton.emit(spec, layout, plan) for plan in found]
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
     load(kernels[0])  # says now, not at the first call, that there is no Triton
-    return TritonBackend(spec, kernels, _ready(spec, layout, chip, options))
+    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)]
+    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options))
 
 
 def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
@@ -75,8 +77,16 @@ class TritonBackend:
 
     name = "triton"
 
-    def __init__(self, spec: AttentionSpec, kernels: Sequence[TritonKernel], ready: Binary | None = None) -> None:
-        self.spec, self.kernels = spec, list(kernels)
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        chip: Chip,
+        kernels: Sequence[TritonKernel],
+        split: Sequence[TritonKernel] = (),
+        ready: Binary | None = None,
+    ) -> None:
+        self.spec, self.chip, self.kernels, self.split = spec, chip, list(kernels), list(split)
+        self.rows = group(spec)
         self.by_data = by_data(spec)
         self.ready = ready
         self.restored: Any = None
@@ -94,21 +104,30 @@ class TritonBackend:
         if far:
             raise CompileError(far)
         with _on(q.device):
+            if self.split and self._wants_split(q, k):
+                more = {"processors": self.chip.processors}
+                return self._launch(self.split, (q, k, v, *captures, *scalars), more)
             if self.ready is not None and usual(q, k, v, captures):
                 return self._launch_ready(q, k, v, captures, scalars)
-            return self._launch(q, k, v, captures, scalars)
+            return self._launch(self.kernels, (q, k, v, *captures, *scalars), {})
 
-    def _launch(self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Any:
+    def _wants_split(self, q: Tensor, k: Tensor) -> bool:
+        batch, heads, n_q, _ = q.shape
+        programs = batch * heads * -(-n_q // self.kernel.plan.block_m)
+        return wants_split(self.chip, programs, self.rows * n_q, k.shape[2])
+
+    @staticmethod
+    def _launch(kernels: list[TritonKernel], arguments: tuple[Any, ...], more: dict[str, int]) -> Any:
         while True:
-            module: ModuleType = load(self.kernel)
+            module: ModuleType = load(kernels[0])
             try:
-                return module.attention(q, k, v, *captures, *scalars)
+                return module.attention(*arguments, **more)
             except Exception as error:
                 # The next plan is for a kernel that is too large; anything else will not get better.
-                if type(error).__name__ != "OutOfResources" or len(self.kernels) == 1:
+                if type(error).__name__ != "OutOfResources" or len(kernels) == 1:
                     text = str(error).strip().splitlines() or [repr(error)]
                     raise CompileError(f"Triton: {text[-1][:300]}") from error
-                self.kernels.pop(0)
+                kernels.pop(0)
 
     def _launch_ready(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnopt.codegen.triton_plans import CHIPS, plans
+from attnopt.codegen.triton_plans import CHIPS, decode_plans, plans, wants_split
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.name)
@@ -29,3 +29,13 @@ def test_no_plan_for_what_no_tile_holds() -> None:
 def test_wider_values_decide() -> None:
     chip = CHIPS["sm_80"]
     assert plans(chip, "bfloat16", 64, 256) == plans(chip, "bfloat16", 256, 64)
+
+
+def test_keys_are_split_where_programs_are_few() -> None:
+    chip = CHIPS["sm_90"]
+    assert wants_split(chip, 8, 4, 8192)
+    assert not wants_split(chip, 132, 4, 8192)
+    assert not wants_split(chip, 8, 4, 100)
+    assert not wants_split(chip, 8, 128, 8192)
+    assert all(plan.block_m == 16 for plan in decode_plans(chip, "bfloat16", 128, 128))
+    assert decode_plans(chip, "float64", 64, 64) == ()

@@ -51,5 +51,5 @@ def test_a_skeleton_shares_tensors_and_no_objects() -> None:
 
 
 def test_a_model_without_a_cache_is_refused() -> None:
-    with pytest.raises(TypeError, match="past_key_values"):
+    with pytest.raises(AttributeError, match="past_key_values"):
         decode(build("vit"), static=False)

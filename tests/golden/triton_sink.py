@@ -103,8 +103,7 @@ def attention_forward(
     full_first = first
     full_last = tl.maximum(tl.minimum(row2, last) // BLOCK_N * BLOCK_N, full_first)
     sink_0 = tl.load(sink_ptr + tl.cast(h, tl.int64) * sink_stride0)
-    sink = sink_0
-    m = tl.full([BLOCK_M, 1], 0.0, tl.float32) + sink
+    m = tl.full([BLOCK_M, 1], 0.0, tl.float32) + sink_0
     l = tl.where(m == float("-inf"), 0.0, 1.0 + (m - m))
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     acc, m, l = visit_keys(acc, m, l, n_k, k_stride2, v_stride2, q, queries, k_base, v_base, k_offsets, v_offsets, full_first, full_last, False)
@@ -120,16 +119,19 @@ def attention_forward(
     tl.store(lse_ptr + (tl.cast(b, tl.int64) * HEADS + h) * n_q + q, lse, mask=inside)
 
 
-def attention(q, k, v, sink_tensor):
-    """out [B, 4, n_q, 32], a view of a contiguous [B, n_q, 4, 32], and lse [B, 4, n_q] or None."""
+def attention(q, k, v, sink_tensor, launch=attention_forward):
+    """out [B, 4, n_q, 32], a view of a contiguous [B, n_q, 4, 32], and lse [B, 4, n_q] or None.
+
+    `launch`: the kernel, or one like it that was compiled before.
+    """
     batch, heads, n_q, _ = q.shape
     out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)
     lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)
-    grid = (triton.cdiv(n_q, BLOCK_M.value) * batch * 4,)
-    attention_forward[grid](
+    grid = (triton.cdiv(n_q, BLOCK_M.value) * batch * 4, 1, 1)
+    launch[grid](
         q, k, v, out, sink_tensor, lse,
         batch, n_q, k.shape[2],
         *q.stride(), *k.stride(), *v.stride(), *out.stride(), *sink_tensor.stride(),
-        **OPTIONS,
+        **(OPTIONS if launch is attention_forward else {}),
     )
     return out, lse

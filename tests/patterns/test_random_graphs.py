@@ -118,7 +118,7 @@ def test_what_is_fused_agrees(part: int) -> None:
         model = Graph(seed)
         try:
             golden = _outcome(model)
-        except RuntimeError:  # shapes that do not fit, or a write that eager PyTorch refuses to differentiate
+        except (RuntimeError, IndexError):  # shapes that do not fit, or a write that cannot be differentiated
             outcomes["invalid"] += 1
             continue
         fast = attnopt.optimize(model, QKV, validate=False, options=Options(kernel="reference"))

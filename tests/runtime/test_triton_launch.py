@@ -61,7 +61,7 @@ def test_a_call_gets_as_far_as_the_launch(qkv: list[torch.Tensor], monkeypatch: 
     backend = build(LSE, HALF, CHIPS["sm_90"], Options())
     recorder = recorded(backend, monkeypatch)
     out, lse = backend(*qkv, (), ())
-    (grid, arguments, options), = recorder.calls
+    ((grid, arguments, options),) = recorder.calls
     plan = backend.kernel.plan
     assert grid == (-(-100 // plan.block_m) * 2 * 4, 1, 1)
     assert options == {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": True}
@@ -88,6 +88,25 @@ def test_a_plan_that_is_too_large_is_followed_by_the_next(qkv: list[torch.Tensor
     backend(*qkv, (), ())
     assert backend.kernel is second
     assert first is not second
+
+
+def test_few_queries_and_many_keys_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = build(replace(LSE, heads=Heads(8, 2, 2, 32, 32)), HALF, CHIPS["sm_90"], Options())
+    module, split, combine = load(backend.split[0]), Recorder(), Recorder()
+    monkeypatch.setattr(module, "attention_split", split)
+    monkeypatch.setattr(module, "attention_combine", combine)
+    with FakeTensorMode():
+        q, k = (torch.empty(1, h, n, 32, device="cuda", dtype=torch.bfloat16) for h, n in ((8, 1), (2, 8000)))
+        out, lse = backend(q, k, k, (), ())
+    (((programs, _, _), arguments, _),) = split.calls
+    splits = programs // 2  # one tile for each of two key heads
+    assert splits == min(132, -(-8000 // backend.split[0].plan.block_n), 128)
+    given = dict(zip([a.name for a in backend.split[0].entries[0].arguments], arguments, strict=True))
+    assert given["n_splits"] == splits
+    assert given["sums_ptr"].shape == (8 * splits, 32)
+    given = dict(zip([a.name for a in backend.split[0].entries[1].arguments], combine.calls[0][1], strict=True))
+    assert given["out_ptr"] is out
+    assert given["lse_ptr"] is lse
 
 
 def test_what_triton_says_is_the_reason(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,15 +152,19 @@ def test_lengths_and_strides_beyond_32_bits_are_refused(qkv: list[torch.Tensor])
 
 
 def test_kernels_compiled_ahead_are_used_where_they_fit(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeTensorMode():
-        assert not usual(qkv[0].mT.contiguous().mT, *qkv[1:], ())
-    assert not usual(*(torch.empty(2, 4, 8, 24) for _ in range(3)), ())
-    assert usual(*(torch.empty(2, 4, 8, 32) for _ in range(3)), ())
     ready, backend = Recorder(), build(LSE, HALF, CHIPS["sm_90"], Options())
     backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], b"", {}), ready
     monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
     backend(*qkv, (), ())
     assert ready.calls[0][2] == {}
+
+
+def test_the_usual_layout() -> None:
+    whole = [torch.empty(2, 4, 8, 32) for _ in range(3)]
+    assert usual(*whole, ())
+    assert not usual(*(torch.empty(2, 4, 8, 24) for _ in range(3)), ())
+    assert not usual(torch.empty(2, 4, 32, 8).mT, *whole[1:], ())
+    assert not usual(*whole, (torch.empty(9)[1:],))
 
 
 def test_a_folder_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:

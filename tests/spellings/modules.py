@@ -54,6 +54,20 @@ class Causal(nn.Module):
         return self.layer(x, src_mask=mask, is_causal=self.hint)
 
 
+class Padded(nn.Module):
+    """An encoder layer with padded keys, or a decoder layer with a causal mask and padded memory."""
+
+    def __init__(self, decoder: bool) -> None:
+        super().__init__()
+        self.layer = _layer(nn.TransformerDecoderLayer if decoder else nn.TransformerEncoderLayer)
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """`x [B, N, 16]` (and a memory) and the padding, True where there is none to attend to."""
+        if len(others) == 1:
+            return self.layer(x, src_key_padding_mask=others[0])
+        return self.layer(x, others[0], tgt_mask=CAUSAL, memory_key_padding_mask=others[1], tgt_is_causal=True)
+
+
 def _functional(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
     """`F.multi_head_attention_forward` on time, batch, channels."""
     x = x.transpose(0, 1)
@@ -91,6 +105,8 @@ ROWS = (
     Spelling("encoder_layer_training", _layer(nn.TransformerEncoderLayer, dropout=0.0), ROOT, (X,), training=True),
     Spelling("encoder_layer_mask", Causal(False), f"{ROOT}; keep k <= q (empty row: zero)", (X,)),
     Spelling("encoder_layer_causal", Causal(True), f"{ROOT}; keep k <= q (empty row: zero)", (X,)),
+    Spelling("encoder_layer_padding", Padded(False), ROOT + KEEP, (X,), extra=(PADDED,)),
+    Spelling("decoder_layer_masks", Padded(True), (f"{ROOT}; keep k <= q (empty row: zero)", ROOT + KEEP), (X, X), extra=(PADDED,)),
     Spelling("decoder_layer", _layer(nn.TransformerDecoderLayer), (ROOT, ROOT), (X, Y)),
     Spelling("encoder", nn.TransformerEncoder(_layer(nn.TransformerEncoderLayer), 2, enable_nested_tensor=False).eval(), (ROOT, ROOT), (X,)),
 )  # fmt: skip
