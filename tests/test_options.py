@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_error_with_a_hint() -> None:
 
 
 def test_an_unknown_kernel_is_an_error_that_lists_the_choices() -> None:
-    with pytest.raises(OptionError, match="auto, cpp, sdpa, reference"):
+    with pytest.raises(OptionError, match="auto, cpp, triton, sdpa, reference"):
         Options(kernel="cuda")
 
 

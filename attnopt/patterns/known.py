@@ -100,7 +100,9 @@ class Known(Mapping[str, torch.Tensor]):
             return self._number(node)
         moving = [i for i, x in enumerate(index) if not x.is_Integer]
         seen = value(node)
-        if len(moving) != 2 or not isinstance(seen, torch.Tensor) or 1 in (seen.shape[i] for i in moving):
+        if len(moving) != 2 or not isinstance(seen, torch.Tensor):
+            return None
+        if not all(isinstance(seen.shape[i], int) and seen.shape[i] > 1 for i in moving):
             return None
         fixed = tuple(None if i in moving else int(x) for i, x in enumerate(index))
         if (node, fixed) not in self._forms:

@@ -17,6 +17,9 @@ from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.reference import Sample, _heads, _scope, _without_scores
 from attnopt.spec import AttentionSpec
 
+# Keys whose products are summed in fp32 before the sums are added up in fp64.
+_SUMMED = 512
+
 
 class Linear:
     """Runs a spec that has a linear form."""
@@ -54,26 +57,33 @@ def linear(
     work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
     scope = _without_scores(_scope(spec, q, k, captures, scalars, sample or Sample(), work))
     heads = scope.axes[ex.h]
-    key_factor = _grid(form.key, scope, work).transpose(-1, -2)
-    query_factor = _grid(form.query, scope, work)
-    queries = q.to(work) * query_factor
-    keys = _heads(k, spec.heads.k_map, heads, True).to(work) * key_factor
+    queries = _times(q.to(work), form.query, scope)
+    keys = _times(_heads(k, spec.heads.k_map, heads, True).to(work), form.key, scope, over_keys=True)
     values = _heads(v, spec.heads.v_map, heads, True).to(work)
-    # A value of one makes the sum of the weights.
-    values = torch.cat([values, values.new_ones(*values.shape[:3], 1)], -1)
+    divide = spec.normalizer.divide  # type: ignore[union-attr]
+    if divide.has(ex.t):
+        # A value of one makes the sum of the weights.
+        values = torch.cat([values, values.new_ones(*values.shape[:3], 1)], -1)
     if form.offset is None:
         found = queries @ _state(keys, values)
     else:
         wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
         rate = _grid(form.rate, wide, torch.float64)
         found = _causal(queries, keys, values, rate, int(evaluate(form.offset, scope)))
-    out, total = found[..., :-1], found[..., -1:]
-    scope.totals = (total, total)
-    if spec.normalizer.divide != 1:  # type: ignore[union-attr]
-        out = out / evaluate(spec.normalizer.divide, scope).to(work)  # type: ignore[union-attr]
+    if divide != 1:
+        total = found[..., -1:]
+        scope.totals = (total, total)
+        found = found[..., : v.shape[3]] / evaluate(divide, scope).to(work)
     if spec.gate != 1:
-        out = out * evaluate(spec.gate, _without_scores(scope)).to(work)
-    return out.to(q.dtype)
+        found = found * evaluate(spec.gate, _without_scores(scope)).to(work)
+    return found.to(q.dtype)
+
+
+def _times(x: Tensor, factor: sp.Expr, scope: Scope, over_keys: bool = False) -> Tensor:
+    if factor == 1:
+        return x
+    found = _grid(factor, scope, x.dtype)
+    return x * (found.transpose(-1, -2) if over_keys else found)
 
 
 def _grid(factor: sp.Expr, scope: Scope, work: torch.dtype) -> Tensor:
@@ -82,20 +92,24 @@ def _grid(factor: sp.Expr, scope: Scope, work: torch.dtype) -> Tensor:
     return found if found.dim() == 4 else found.expand(1, 1, 1, 1)
 
 
-def _chunks(x: Tensor) -> Tensor:
-    """`[B, H, n, d]` as `[B, H, chunks, CHUNK, d]`, zeros at the end."""
-    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % CHUNK))
-    return x.unflatten(2, (-1, CHUNK))
+def _chunks(x: Tensor, size: int = CHUNK) -> Tensor:
+    """`[B, H, n, d]` as `[B, H, chunks, size, d]`, zeros at the end."""
+    if x.shape[2] % size:
+        x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % size))
+    return x.unflatten(2, (-1, size))
 
 
 def _state(keys: Tensor, values: Tensor) -> Tensor:
     """`sum_k key (x) value`, `[B, H, d_qk, d_v]`."""
-    parts = _chunks(keys).transpose(-1, -2) @ _chunks(values)
+    size = min(_SUMMED, keys.shape[2])
+    parts = _chunks(keys, size).transpose(-1, -2) @ _chunks(values, size)
     return parts.sum(2, dtype=torch.float64).to(keys.dtype)
 
 
 def _aligned(x: Tensor, front: int, length: int) -> Tensor:
     """Zeros before, and zeros after or cut, so that the given number of positions is there."""
+    if front == 0 and x.shape[2] == length:
+        return x
     x = torch.nn.functional.pad(x, (0, 0, front, 0))[:, :, :length]
     return torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[2]))
 

@@ -23,3 +23,13 @@ def test_a_log_sum_exp_that_is_used_is_no_gain() -> None:
     assert pattern == "flex"
     assert isinstance(found, Decline)
     assert "log-sum-exp" in found.reason
+
+
+def test_a_score_function_under_dynamo() -> None:
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + slopes[h] * (j - i), block_mask=CAUSAL)
+
+    compiled = torch.compile(run, backend="attnopt", options={"kernel": "reference"})
+    torch.testing.assert_close(compiled(*INPUTS), run(*INPUTS))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import attnopt
 from tests.modules import Function
@@ -25,3 +29,13 @@ def test_an_empty_row_of_an_additive_minimum_is_uniform() -> None:
 def test_grouped_heads() -> None:
     found = region(lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True), Q, K[:, :2].contiguous())
     assert found.spec.heads.k_map == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(("bias", "keep"), [(causal_upper_left, "k <= q"), (causal_lower_right, "k <= q + 2")])
+def test_a_causal_bias_object_is_read_through_dynamo(bias: Callable[..., torch.Tensor], keep: str) -> None:
+    inputs = torch.randn(2, 4, 7, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
+    run = Function(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias(7, 9)))
+    fast = attnopt.optimize(run, inputs, options={"kernel": "reference"})
+    (site,) = fast.report.sites
+    assert f"keep {keep} " in str(site.spec)
+    torch.testing.assert_close(fast(*inputs), run(*inputs))
