@@ -49,13 +49,17 @@ def test_the_mathematics_is_free_of_torch(module: str) -> None:
     assert loaded.split() == ["False", "False"]
 
 
-def test_import_costs_at_most_a_second_over_torch() -> None:
+HEAVY = ("networkx", "transformers", "diffusers", "triton", "onnx", "matplotlib", "jinja2", "rich", "typer", "numba")
+
+
+def test_the_doors_import_nothing_heavy() -> None:
+    """What costs long to import is imported by whoever uses it."""
     code = (
-        "import time, torch, torch.export\nstart = time.perf_counter()\n"
-        "import attnopt\nattnopt.optimize, attnopt.AttentionSpec\nprint(time.perf_counter() - start)"
+        "import torch, torch.export, sys\nbefore = set(sys.modules)\n"
+        "import attnopt\nattnopt.optimize, attnopt.AttentionSpec\n"
+        f"print(*[name for name in {HEAVY!r} if name in set(sys.modules) - before])"
     )
-    best = min(float(_python(code)) for _ in range(3))
-    assert best <= 1.0, f"importing attnopt and its doors took {best:.2f} s over torch."
+    assert _python(code).split() == []
 
 
 def test_every_public_name_is_there() -> None:

@@ -18,9 +18,9 @@ def register(commands: Any) -> None:
     command.add_argument("--arch", action="append", choices=sorted(CHIPS), required=True, help="may be repeated")
     command.add_argument("--out", metavar="DIR", required=True, help="folder that receives binaries and manifest.json")
     command.add_argument(
-        "--spec", action="append", metavar="FILE", help="a spec's text as JSON; may be repeated (default: the usual ones)"
+        "--spec", action="append", metavar="FILE", help="a spec as JSON; may be repeated (default: the usual ones)"
     )
-    command.add_argument("--only", action="append", metavar="NAME", help="of the usual ones, only this; may be repeated")
+    command.add_argument("--only", action="append", metavar="NAME", help="only this usual one; may be repeated")
     command.add_argument("--dtype", choices=sorted(ELEMENTS), default="bfloat16", help="of q, k and v (bfloat16)")
     command.set_defaults(run=run)
 

@@ -50,6 +50,4 @@ def standard(heads: Heads | None = None) -> Iterator[tuple[str, AttentionSpec]]:
 
 def layout_for(spec: AttentionSpec, dtype: str) -> Layout:
     """The usual layout of a spec's inputs: captures in fp32 or int64, keys next to one another."""
-    return Layout(
-        dtype, tuple(CaptureLayout("float32" if c.kind == "float" else "int64", 1) for c in spec.captures)
-    )
+    return Layout(dtype, tuple(CaptureLayout("float32" if c.kind == "float" else "int64", 1) for c in spec.captures))

@@ -239,7 +239,8 @@ def _special(expr: sp.Basic, forms: Mapping[sp.Expr | str, str]) -> tuple[Row, l
             template = forms["n"].replace("@", str(exponent))
         if template is not None:
             return (Row(template) if exponent == 2 else Row(template, "f", "f")), [base]
-    if isinstance(expr, (ex.FloorDiv, ex.Mod)) and expr.args[1].is_Integer and expr.args[0].is_integer:
+    whole = isinstance(expr, (ex.FloorDiv, ex.Mod)) and expr.args[0].is_integer and expr.args[1].is_Integer
+    if whole:
         x, y = expr.args[0], int(expr.args[1])
         if y > 0 and y & (y - 1) == 0:
             template = f"({{0}} >> {y.bit_length() - 1})" if isinstance(expr, ex.FloorDiv) else f"({{0}} & {y - 1})"

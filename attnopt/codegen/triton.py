@@ -191,7 +191,7 @@ def _launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
         [
             f"def attention({', '.join(['q', 'k', 'v', *names])}, launch=attention_forward):",
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
-            f'{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.',
+            f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
             "    `launch`: the kernel, or one like it that was compiled before.",
             '    """',
@@ -228,8 +228,8 @@ def _decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Se
     return "\n".join(
         [
             f"def attention({', '.join(['q', 'k', 'v', *names])}, processors=132, splits=None):",
-            f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, {spec.heads.d_v}], '
-            f'and lse [B, {heads}, n_q] or None.',
+            f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, '
+            f"{spec.heads.d_v}], and lse [B, {heads}, n_q] or None.",
             "",
             "    `processors`: how many the chip has; `splits`: how many programs share the keys of a row.",
             '    """',

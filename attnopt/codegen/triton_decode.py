@@ -16,10 +16,12 @@ from attnopt.codegen.triton_forward import (
     kernel_text,
     key_bases,
     load_queries,
+    loops,
     padded,
     split_ranges,
     store,
     visit_body,
+    visit_calls,
     visit_function,
 )
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, empty_state, folded_scale, parts, row_ends, words
@@ -42,13 +44,13 @@ def decode(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument], li
     made = parts(spec, layout)
     given = _without(forward_arguments(spec, layout), ("out", "lse"))
     given = [*given[: _pointers(given)], *_PARTIAL, *given[_pointers(given) :], _SPLITS]
-    setup = [*_program(spec), *load_queries(spec), *_bases(spec), *made.ranges, *split_ranges(made), *_share(made), *made.rows]
-    setup += empty_state() if not isinstance(spec.normalizer, Pointwise) else made.start
+    setup = [*_program(spec), *load_queries(spec), *_bases(spec), *made.ranges, *split_ranges(made), *_share(made)]
+    setup += [*made.rows, *(made.start if isinstance(spec.normalizer, Pointwise) else empty_state())]
     setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
     body, state = visit_body(made), ["acc", *made.state]
-    wanted = [x for x in arguments(body, [*(a.name for a in given), *assigned(setup)], state) if x not in ("k0", "lo", "hi")]
-    names = ", ".join(state)
-    visits = [f"{names} = visit_keys({', '.join(wanted)}, {lo}, {hi}, {masked})" for lo, hi, masked in _loops(made)]
+    available = [*(a.name for a in given), *assigned(setup)]
+    wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
+    visits = visit_calls(loops(made, "begin", "end"), state, wanted)
     split = kernel_text("attention_split", _SPLIT, given, [*setup, *visits, *_keep(made)])
     joined = _without(forward_arguments(spec, layout), ("q",))
     joined = [*joined[: _pointers(joined)], *_PARTIAL, *joined[_pointers(joined) :], _SPLITS]
@@ -117,13 +119,6 @@ def _share(made: Parts) -> list[str]:
     return lines
 
 
-def _loops(made: Parts) -> list[tuple[str, str, bool]]:
-    if made.ends[3] == "0":
-        return [("begin", "end", True)]
-    loops = [("full_first", "full_last", False), ("full_last", "end", True)]
-    return [("begin", "full_first", True), *loops] if made.ends[2] != "0" else loops
-
-
 def _keep(made: Parts) -> list[str]:
     """Store what was found: sums of values, and the state of each row."""
     count = len(made.state)
@@ -133,7 +128,7 @@ def _keep(made: Parts) -> list[str]:
         f"rows_inside = tile * BLOCK_M + tl.arange(0, BLOCK_M)[:, None] < {bound}",
         "place = ((tl.cast(b, tl.int64) * HEADS + h) * n_q + q) * n_splits + split",
         f"tl.store(sums_ptr + place * D_V + dv[None, :], acc, mask={inside})",
-        *(f"tl.store(state_ptr + place * {count} + {i}, {name}, mask=rows_inside)" for i, name in enumerate(made.state)),
+        *(f"tl.store(state_ptr + place * {count} + {i}, {x}, mask=rows_inside)" for i, x in enumerate(made.state)),
     ]
 
 

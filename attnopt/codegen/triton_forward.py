@@ -11,7 +11,6 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
 from attnopt.spec import AttentionSpec
 
-
 _ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
 
 
@@ -43,9 +42,7 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
 
 def forward_arguments(spec: AttentionSpec, layout: Layout) -> list[Argument]:
     """What the kernel is called with, in order."""
-    captures = [
-        (c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)
-    ]
+    captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
     pointers, strides = tensor_arguments(tensors)
     lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
@@ -58,15 +55,15 @@ def forward(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
     made = parts(spec, layout)
     given = forward_arguments(spec, layout)
-    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made), *made.rows, *made.start]
-    setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
+    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made)]
+    setup += [*made.rows, *made.start, "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)"]
     body = visit_body(made)
     available = [*(a.name for a in given), *assigned(setup)]
     state = ["acc", *made.state]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
-    visits = visit_calls(made, state, wanted)
-    main = [*setup, *visits, *made.finish, *store(spec)]
-    return "\n".join([visit_function(state, wanted, body), "", "", kernel_text("attention_forward", _ABOUT, given, main)]), given
+    main = [*setup, *visit_calls(loops(made), state, wanted), *made.finish, *store(spec)]
+    kernel = kernel_text("attention_forward", _ABOUT, given, main)
+    return f"{visit_function(state, wanted, body)}\n\n\n{kernel}", given
 
 
 _ABOUT = "One tile of queries of one head."
@@ -201,17 +198,22 @@ def split_ranges(made: Parts) -> list[str]:
     return lines
 
 
-def visit_calls(made: Parts, state: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Partial tiles, full ones, partial ones: those that can exist."""
+def loops(made: Parts, first: str = "first", last: str = "last") -> list[tuple[str, str, bool]]:
+    """Partial tiles, full ones, partial ones: those that can exist, as begin, end and whether there is a mask."""
     _, _, full_lo, full_hi = made.ends
     if full_hi == "0":
-        loops = [("first", "last", True)]
-    else:
-        loops = [("full_first", "full_last", False), ("full_last", "last", True)]
-        if full_lo != "0":
-            loops.insert(0, ("first", "full_first", True))
-    names = ", ".join(state)
-    return [f"{names} = visit_keys({', '.join(wanted)}, {lo}, {hi}, {masked})" for lo, hi, masked in loops]
+        return [(first, last, True)]
+    found = [("full_first", "full_last", False), ("full_last", last, True)]
+    return found if full_lo == "0" else [(first, "full_first", True), *found]
+
+
+def visit_calls(found: Sequence[tuple[str, str, bool]], state: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """A call of `visit_keys` for every loop."""
+    lines = []
+    for begin, end, masked in found:
+        given = [f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", f"{begin}, {end}, {masked},"]
+        lines += [f"{', '.join(state)} = visit_keys(", *indent(given), ")"]
+    return lines
 
 
 def store(spec: AttentionSpec) -> list[str]:

@@ -23,8 +23,9 @@ class TritonPlan:
 
 @dataclass(frozen=True)
 class Chip:
-    """What a plan depends on. `shared` is the most shared memory of a block in bytes, `fp32` the product to
-    use."""
+    """What a plan depends on: `shared`, the most shared memory of a block in bytes, `fp32`, the product to use for it,
+    and `processors`, how many blocks run side by side at least.
+    """
 
     name: str
     backend: str
@@ -96,7 +97,7 @@ _DECODE_ROWS, _DECODE_KEYS = 64, 512
 def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """Schedules to choose from, the default first; none where no tile of these widths fits."""
     found = _class(dtype, d_qk, d_v)
-    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[chip.name, *found])
+    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[(chip.name, *found)])
 
 
 def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:

@@ -10,7 +10,6 @@ import sympy as sp
 from torch import fx
 
 from attnopt import expr as ex
-from attnopt.analysis.dataflow import Dataflow
 from attnopt.errors import Decline, SpecError
 from attnopt.functional import WRITES
 from attnopt.graph import module_path, op_name, source_line
@@ -170,6 +169,8 @@ def _changed(read: set[fx.Node], output: fx.Node) -> fx.Node | None:
 
 
 def _region(parts: Parts, frame: Frame, spec: AttentionSpec, operands: Any, captures: Any, scalars: Any) -> Region:
+    from attnopt.analysis.dataflow import Dataflow  # networkx takes long to import
+
     leaves = {o.node.table if isinstance(o.node, Line) else o.node for o in (*operands.values(), *captures.values())}
     sources = {operands["query"].node, operands["key"].node}
     ways = (lambda n: _tensors(n.all_input_nodes), lambda n: _tensors(n.users))

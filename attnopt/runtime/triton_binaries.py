@@ -38,7 +38,8 @@ class Binary:
 
         entry = self.kernel.entries[0]
         with tempfile.TemporaryDirectory(prefix="attnopt-") as folder:
-            names = {entry.name + suffix: Path(folder, entry.name + suffix) for suffix in (".json", f".{self.chip.binary}")}
+            files = [f"{entry.name}.json", f"{entry.name}.{self.chip.binary}"]
+            names = {name: Path(folder, name) for name in files}
             names[f"{entry.name}.json"].write_text(json.dumps(dict(self.about)))
             names[f"{entry.name}.{self.chip.binary}"].write_bytes(self.code)
             # Everything is read here; the folder is not needed afterwards.
@@ -88,11 +89,11 @@ def read(folder: Path) -> list[Binary]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise CacheError(f"the manifest in {folder} is of format {manifest['format']}; this attnopt reads {FORMAT}.")
+            raise CacheError(f"the manifest in {folder} is of format {manifest['format']}, not {FORMAT}.")
         if manifest["attnopt"] != VERSION or manifest["triton"] != triton_version():
             raise CacheError(
-                f"the kernels in {folder} were compiled by attnopt {manifest['attnopt']} with Triton {manifest['triton']}; "
-                f"here are {VERSION} and {triton_version() or 'none'}. Compile them again: attnopt aot."
+                f"the kernels in {folder} were compiled by attnopt {manifest['attnopt']} with Triton "
+                f"{manifest['triton']}; here are {VERSION} and {triton_version() or 'none'}. Compile them again: attnopt aot."
             )
         return [_binary(folder, row) for row in manifest["kernels"]]
     except OSError as error:

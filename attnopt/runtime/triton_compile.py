@@ -95,7 +95,8 @@ def compile_entry(kernel: TritonKernel, entry: Entry, chip: Chip) -> Compiled:
     counts = {name: assembly.count(name) for name in INSTRUCTIONS if name in assembly}
     about = json.loads(json.dumps(made.metadata._asdict(), default=lambda x: getattr(x, "__dict__", str(x))))
     return Compiled(
-        chip, entry.name, binary, about, int(made.metadata.shared), int(made.metadata.num_warps), registers, spills, counts
+        chip, entry.name, binary, about, int(made.metadata.shared), int(made.metadata.num_warps),
+        registers, spills, counts,
     )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def chip_of(device: torch.device) -> Chip:
     found = torch.cuda.get_device_capability(device)
     if found in _CAPABILITIES:
         return CHIPS[_CAPABILITIES[found]]
-    raise CompileError(f"no plans are known for compute capability {found[0]}.{found[1]}; they are for {', '.join(CHIPS)}")
+    number = f"{found[0]}.{found[1]}"
+    raise CompileError(f"no plans are known for compute capability {number}; they are for {', '.join(CHIPS)}")
 
 
 def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> TritonBackend:
@@ -51,13 +52,14 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     problem = triton.supported(spec, layout)
     if problem is not None:
         raise CompileError(problem)
-    found = plans(chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)
+    about = (chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)
+    found = plans(*about)
     if not found:
-        raise CompileError(f"no plan for heads of {spec.heads.d_qk}/{spec.heads.d_v} in {layout.dtype} fits {chip.name}")
+        raise CompileError(f"no plan for heads of {about[2]}/{about[3]} in {layout.dtype} fits {chip.name}")
     kernels = [triton.emit(spec, layout, plan) for plan in found]
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
     load(kernels[0])  # says now, not at the first call, that there is no Triton
-    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)]
+    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about)]
     return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options))
 
 

@@ -12,9 +12,13 @@ from attnopt.spec import AttentionSpec, Capture, Heads
 from tests.specs import case
 
 
-def printed(score: sp.Expr, rank: int, kind: str = "float", about: CaptureLayout | None = None) -> tuple[list[str], list[str]]:
+def printed(
+    score: sp.Expr, rank: int, kind: str = "float", about: CaptureLayout | None = None
+) -> tuple[list[str], list[str]]:
     about = about or CaptureLayout("float32" if kind == "float" else "int64", 1)
-    spec = AttentionSpec(Heads(4, 4, 4, 16, 16), score=score, captures=(Capture("x", kind, (None,) * rank),)).canonical()
+    spec = AttentionSpec(
+        Heads(4, 4, 4, 16, 16), score=score, captures=(Capture("x", kind, (None,) * rank),)
+    ).canonical()
     printer = printer_of(spec, Layout("float32", (about,)))
     printer.visit(spec.score)
     return printer.row, printer.body

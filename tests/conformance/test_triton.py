@@ -35,7 +35,9 @@ def verdicts(jobs: list[dict[str, Any]]) -> list[str]:
     return [f"{a['case']} {a['dtype']} {a['sizes']}: {a['verdict']}" for a in answers if not a["ok"]]
 
 
-def job(case: str, dtype: str, sizes: tuple[int, int, int], plan: tuple[int, ...] = PLAN, **more: Any) -> dict[str, Any]:
+def job(
+    case: str, dtype: str, sizes: tuple[int, int, int], plan: tuple[int, ...] = PLAN, **more: Any
+) -> dict[str, Any]:
     return {"case": case, "dtype": dtype, "sizes": sizes, "plan": plan, **more}
 
 
@@ -89,7 +91,7 @@ MUTATIONS = (
     ("does not rescale", "scale", "acc = acc * decay", "acc = acc * 1.0"),
     ("masks no tail", "scale", "tl.where(valid, s", "tl.where(valid | True, s"),
     ("reads another head", "gqa", "key_head = h // 4", "key_head = h % 2"),
-    ("treats a partial tile as full", "window", "full_last, last, True)", "full_last, last, False)"),
+    ("treats a partial tile as full", "window", "full_last, last, True", "full_last, last, False"),
     ("forgets the sink", "sink", "1.0 + (m - m)", "0.0 * m"),
     ("drops the gate", "gate", "result * gain", "result * 1.0 # gain"),
     ("stores too few rows", "scale", "[:, None] < n_q\n", "[:, None] < n_q - 1\n"),

@@ -21,8 +21,8 @@ from triton.language import bfloat16, float16, float32
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 
 from attnopt.codegen import triton
-from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.codegen.cpp_loads import k_axes
+from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.triton_load import load
 from tests.conformance.judge import judge, tensors

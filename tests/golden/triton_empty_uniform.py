@@ -111,8 +111,16 @@ def attention_forward(
     m = tl.full([BLOCK_M, 1], float("-inf"), tl.float32)
     l = tl.full([BLOCK_M, 1], 0.0, tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    acc, m, l = visit_keys(acc, m, l, n_q, n_k, k_stride2, v_stride2, queries, k_base, v_base, k_offsets, v_offsets, row5, pad_row0, full_first, full_last, False)
-    acc, m, l = visit_keys(acc, m, l, n_q, n_k, k_stride2, v_stride2, queries, k_base, v_base, k_offsets, v_offsets, row5, pad_row0, full_last, last, True)
+    acc, m, l = visit_keys(
+        acc, m, l,
+        n_q, n_k, k_stride2, v_stride2, queries, k_base, v_base, k_offsets, v_offsets, row5, pad_row0,
+        full_first, full_last, False,
+    )
+    acc, m, l = visit_keys(
+        acc, m, l,
+        n_q, n_k, k_stride2, v_stride2, queries, k_base, v_base, k_offsets, v_offsets, row5, pad_row0,
+        full_last, last, True,
+    )
     empty = m == float("-inf")
     result = acc / tl.where(empty, 1.0, l)
     mean = tl.zeros([1, BLOCK_DV], tl.float32)

@@ -107,8 +107,16 @@ def attention_forward(
     m = tl.full([BLOCK_M, 1], float("-inf"), tl.float32)
     l = tl.full([BLOCK_M, 1], 0.0, tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    acc, m, l = visit_keys(acc, m, l, line_ptr, n_k, k_stride2, v_stride2, line_stride0, q, queries, k_base, v_base, k_offsets, v_offsets, full_first, full_last, False)
-    acc, m, l = visit_keys(acc, m, l, line_ptr, n_k, k_stride2, v_stride2, line_stride0, q, queries, k_base, v_base, k_offsets, v_offsets, full_last, last, True)
+    acc, m, l = visit_keys(
+        acc, m, l,
+        line_ptr, n_k, k_stride2, v_stride2, line_stride0, q, queries, k_base, v_base, k_offsets, v_offsets,
+        full_first, full_last, False,
+    )
+    acc, m, l = visit_keys(
+        acc, m, l,
+        line_ptr, n_k, k_stride2, v_stride2, line_stride0, q, queries, k_base, v_base, k_offsets, v_offsets,
+        full_last, last, True,
+    )
     empty = m == float("-inf")
     result = acc / tl.where(empty, 1.0, l)
     result = tl.where(empty, float("nan"), result)

@@ -106,8 +106,16 @@ def attention_forward(
     m = tl.full([BLOCK_M, 1], 0.0, tl.float32) + sink_0
     l = tl.where(m == float("-inf"), 0.0, 1.0 + (m - m))
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    acc, m, l = visit_keys(acc, m, l, n_k, k_stride2, v_stride2, q, queries, k_base, v_base, k_offsets, v_offsets, full_first, full_last, False)
-    acc, m, l = visit_keys(acc, m, l, n_k, k_stride2, v_stride2, q, queries, k_base, v_base, k_offsets, v_offsets, full_last, last, True)
+    acc, m, l = visit_keys(
+        acc, m, l,
+        n_k, k_stride2, v_stride2, q, queries, k_base, v_base, k_offsets, v_offsets,
+        full_first, full_last, False,
+    )
+    acc, m, l = visit_keys(
+        acc, m, l,
+        n_k, k_stride2, v_stride2, q, queries, k_base, v_base, k_offsets, v_offsets,
+        full_last, last, True,
+    )
     empty = m == float("-inf")
     result = acc / tl.where(empty, 1.0, l)
     result = tl.where(empty, float("nan"), result)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import attnopt
 from attnopt.capture import capture
+from attnopt.dynamo import _Collecting
 from attnopt.errors import Decline
 from attnopt.patterns import find
 from tests.forms import POINTWISE, QKV, Form, by_sum, check, numbers, scores
@@ -103,3 +104,10 @@ def test_extreme_scores_have_finite_gradients() -> None:
     inputs = tuple(8 * x for x in QKV[:2]) + QKV[2:]
     for row in (POINTWISE[0], next(r for r in POINTWISE if r.name == "softplus_normalised")):
         check(Form(row.name, row.run, row.spec, row.form, inputs))
+
+
+def test_parameters_are_known_as_such_under_dynamo() -> None:
+    backend = _Collecting("eager", attnopt.Options())
+    model, x = _Block(NEAR_MISSES[0][1]), numbers(1, 9, 8)
+    torch.testing.assert_close(torch.compile(model, backend=backend)(x), model(x))
+    assert [report.sites for report in backend.reports] == [()]

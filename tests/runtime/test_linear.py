@@ -123,7 +123,7 @@ def test_a_batch_entry_of_a_larger_batch_is_computed_alone() -> None:
 
 def test_short_or_forced_inputs_do_not_run_it() -> None:
     given = SPECS["all"]
-    qkv, captures = inputs(given, 8, 8, torch.float32)
+    qkv, captures = inputs(given, 4, 4, torch.float32)
     assert linear.chosen(given, qkv[0], qkv[1]) is None
     qkv, captures = inputs(given, 300, 300, torch.float32)
     with dispatch.use(attnopt.Options(kernel="reference")) as used:

@@ -77,7 +77,9 @@ def test_a_call_gets_as_far_as_the_launch(qkv: list[torch.Tensor], monkeypatch: 
     assert lse.shape == (2, 4, 100)
 
 
-def test_a_plan_that_is_too_large_is_followed_by_the_next(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_is_too_large_is_followed_by_the_next(
+    qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class OutOfResources(Exception):  # noqa: N818
         pass
 
@@ -151,7 +153,9 @@ def test_lengths_and_strides_beyond_32_bits_are_refused(qkv: list[torch.Tensor])
         backend(q, k.new_empty(1).as_strided((2, 4, 70, 32), (1, 1, 1 << 26, 1)), v, (), ())
 
 
-def test_kernels_compiled_ahead_are_used_where_they_fit(qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_compiled_ahead_are_used_where_they_fit(
+    qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ready, backend = Recorder(), build(LSE, HALF, CHIPS["sm_90"], Options())
     backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], b"", {}), ready
     monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
