@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test check golden format clean
+.PHONY: help env run test triton check golden format clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ run: $(STAMP) ## The main job: optimise real models, compare, print a table
 
 test: $(STAMP) ## Run the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+triton: $(STAMP) ## All sizes under Triton's interpreter, and every plan compiled for every chip
+	ATTNOPT_TEST_ALL=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/conformance/test_triton.py \
+		tests/runtime/test_triton_compile.py tests/aot
 
 check: $(STAMP) ## Lint, format, types, import contracts
 	$(BIN)/ruff check .

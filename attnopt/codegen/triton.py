@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from attnopt._version import VERSION
-from attnopt.codegen.base import CaptureLayout, Layout
-from attnopt.codegen.triton_decode import decode, group
+from attnopt.codegen.base import Layout
+from attnopt.codegen.triton_backward import backward, undifferentiable
+from attnopt.codegen.triton_decode import decode
 from attnopt.codegen.triton_dialect import helpers, triton_float
 from attnopt.codegen.triton_forward import Argument, block_width, forward
+from attnopt.codegen.triton_launchers import backward_launcher, decode_launcher, forward_launcher
 from attnopt.codegen.triton_loads import TRITON_TYPES
-from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts, row_ends
+from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, EmptyRow, Softmax
@@ -94,7 +96,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
         constants(spec, plan, body),
         *helpers(body),
         body,
-        _launcher(spec, given),
+        forward_launcher(spec, given),
     ]
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n",
@@ -117,9 +119,42 @@ def emit_decode(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_no
         constants(spec, plan, body),
         *helpers(body),
         body,
-        _decode_launcher(spec, split, combine),
+        decode_launcher(spec, split, combine),
     ]
     entries = Entry("attention_split", tuple(split)), Entry("attention_combine", tuple(combine))
+    return TritonKernel("\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries)
+
+
+def supports_backward(spec: AttentionSpec, layout: Layout, learned: Sequence[str] = ()) -> str | None:
+    """Why there are no Triton kernels for the gradients of q, k, v and these captures; None if there are."""
+    reason = supported(spec, layout) or undifferentiable(spec.canonical(), learned)
+    if reason is not None:
+        return reason
+    try:
+        backward(spec.canonical(), layout, learned)
+    except SpecError as error:
+        return str(error)
+    return None
+
+
+def emit_backward(
+    spec: AttentionSpec, layout: Layout, plan: TritonPlan, learned: Sequence[str] = (), source_note: str = ""
+) -> TritonKernel:
+    """The kernels of the gradients of q, k, v and the captures `learned`; as `emit` otherwise."""
+    reason = supports_backward(spec, layout, learned)
+    if reason is not None:
+        raise SpecError(f"{reason.rstrip('.')}.")
+    spec = spec.canonical()
+    kernels = backward(spec, layout, learned)
+    body = "\n\n\n".join(text for _, text, _ in kernels)
+    sections = [
+        header(spec, layout, plan, source_note, "backward"),
+        constants(spec, plan, body),
+        *helpers(body),
+        body,
+        backward_launcher(spec, {name: given for name, _, given in kernels}, learned),
+    ]
+    entries = tuple(Entry(name, tuple(given)) for name, _, given in kernels)
     return TritonKernel("\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries)
 
 
@@ -169,89 +204,3 @@ def _fp32(value: float) -> float:
     import struct
 
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def _launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
-    """The function that launches the kernel on tensors."""
-    captures = [c.name for c in spec.captures]
-    names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    lse = "lse" in spec.returns
-    made = ["batch, heads, n_q, _ = q.shape", "out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)"]
-    if lse:
-        made.append("lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)")
-    made += [
-        f"grid = (triton.cdiv(n_q, BLOCK_M.value) * batch * {spec.heads.q}, 1, 1)",
-        "launch[grid](",
-        *(f"    {line}" for line in launch_arguments(given, captures)),
-        "    **(OPTIONS if launch is attention_forward else {}),",
-        ")",
-        f"return out, {'lse' if lse else 'None'}",
-    ]
-    return "\n".join(
-        [
-            f"def attention({', '.join(['q', 'k', 'v', *names])}, launch=attention_forward):",
-            f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
-            f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
-            "",
-            "    `launch`: the kernel, or one like it that was compiled before.",
-            '    """',
-            *(f"    {line}" for line in made),
-        ]
-    )
-
-
-def _decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Sequence[Argument]) -> str:
-    """The function that launches both kernels on tensors."""
-    captures, packed, heads = [c.name for c in spec.captures], group(spec), spec.heads.q
-    names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    lse = "lse" in spec.returns
-    count = len(row_ends(spec, Layout("float32", tuple(CaptureLayout("float32", None) for _ in captures))).state)
-    lines = [
-        "batch, heads, n_q, _ = q.shape",
-        f"parts = batch * {heads // packed} * triton.cdiv({packed} * n_q, BLOCK_M.value)",
-        "if splits is None:  # enough programs for every processor, and some keys for each",
-        "    splits = max(1, min(2 * processors // parts, triton.cdiv(k.shape[2], BLOCK_N.value), 128))",
-        "out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)",
-        *(["lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)"] if lse else []),
-        "sums = q.new_empty((batch * heads * n_q * splits, v.shape[3]), dtype=torch.float32)",
-        f"state = q.new_empty((batch * heads * n_q * splits, {max(1, count)}), dtype=torch.float32)",
-        "attention_split[(parts * splits, 1, 1)](",
-        *(f"    {line}" for line in launch_arguments(split, captures)),
-        "    **OPTIONS,",
-        ")",
-        f"attention_combine[(triton.cdiv(n_q, BLOCK_M.value) * batch * {heads}, 1, 1)](",
-        *(f"    {line}" for line in launch_arguments(combine, captures)),
-        "    **OPTIONS,",
-        ")",
-        f"return out, {'lse' if lse else 'None'}",
-    ]
-    return "\n".join(
-        [
-            f"def attention({', '.join(['q', 'k', 'v', *names])}, processors=132, splits=None):",
-            f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, '
-            f"{spec.heads.d_v}], and lse [B, {heads}, n_q] or None.",
-            "",
-            "    `processors`: how many the chip has; `splits`: how many programs share the keys of a row.",
-            '    """',
-            *(f"    {line}" for line in lines),
-        ]
-    )
-
-
-def launch_arguments(given: Iterable[Argument], captures: Sequence[str]) -> list[str]:
-    """The arguments of a call, by lines."""
-    sizes = {"n_b": "batch", "n_q": "n_q", "n_k": "k.shape[2]", "n_splits": "splits"}
-    groups: dict[str, list[str]] = {}
-    for argument in given:
-        tensor = f"{argument.of}_tensor" if argument.of in captures else argument.of
-        if argument.kind == "stride":
-            groups.setdefault("strides", [])
-            if f"*{tensor}.stride()" not in groups["strides"]:
-                groups["strides"].append(f"*{tensor}.stride()")
-        elif argument.kind == "size":
-            groups.setdefault("splits" if argument.of else "sizes", []).append(sizes[argument.name])
-        elif argument.kind == "scalar":
-            groups.setdefault("scalars", []).append(argument.name)
-        else:
-            groups.setdefault("pointers", []).append(tensor)
-    return [f"{', '.join(names)}," for names in groups.values()]

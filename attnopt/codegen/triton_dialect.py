@@ -181,6 +181,14 @@ def load_keys(pointer, valid):
     else:
         return tl.load(pointer, mask=valid, other=0)
 ''',
+    "add_where": '''\
+@triton.jit
+def add_where(pointer, value, condition):
+    """Add values to what many programs share, where the condition holds."""
+    pointer, value = tl.broadcast(pointer, value)
+    pointer, condition = tl.broadcast(pointer, condition)
+    tl.atomic_add(pointer, value, mask=condition, sem="relaxed")
+''',
     "load_where": '''\
 @triton.jit
 def load_where(pointer, condition, valid):

@@ -111,24 +111,26 @@ def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[s
 
 def visit_body(made: Parts) -> list[str]:
     """The loop over tiles of keys."""
-    heads = made.spec.heads
-    padded_qk, padded_v = padded(heads.d_qk), padded(heads.d_v)
-    k_valid, v_valid = "valid", "value_valid"
-    lines = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", "valid = k < n_k if MASKED else None"]
-    if padded_qk:
+    keys, values = tile_loads(made.spec)
+    product = f"s = tl.dot(queries, keys{precision(made.layout)})"
+    return ["for k0 in range(lo, hi, BLOCK_N):", *indent([*keys, product, *values, *made.tile])]
+
+
+def tile_loads(spec: AttentionSpec) -> tuple[list[str], list[str]]:
+    """Statements that load `keys [BLOCK_D, BLOCK_N]` and `values [BLOCK_N, BLOCK_DV]` of the tile at `k0`."""
+    k_valid = "valid"
+    keys = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", "valid = k < n_k if MASKED else None"]
+    if padded(spec.heads.d_qk):
         k_valid = "key_valid"
-        lines += ["in_width = d[:, None] < D_QK", "key_valid = in_width & valid if MASKED else in_width"]
-    lines += [
-        f"keys = load_keys(k_base + tl.cast(k0, tl.int64) * k_stride2 + k_offsets, {k_valid})",
-        f"s = tl.dot(queries, keys{precision(made.layout)})",
-    ]
+        keys += ["in_width = d[:, None] < D_QK", "key_valid = in_width & valid if MASKED else in_width"]
+    keys.append(f"keys = load_keys(k_base + tl.cast(k0, tl.int64) * k_stride2 + k_offsets, {k_valid})")
     inside = "k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"
-    if padded_v:
-        lines += ["in_values = dv[None, :] < D_V", f"value_valid = in_values & ({inside}) if MASKED else in_values"]
+    if padded(spec.heads.d_v):
+        values = ["in_values = dv[None, :] < D_V", f"value_valid = in_values & ({inside}) if MASKED else in_values"]
     else:
-        lines.append(f"value_valid = {inside} if MASKED else None")
-    lines.append(f"values = load_keys(v_base + tl.cast(k0, tl.int64) * v_stride2 + v_offsets, {v_valid})")
-    return ["for k0 in range(lo, hi, BLOCK_N):", *indent([*lines, *made.tile])]
+        values = [f"value_valid = {inside} if MASKED else None"]
+    values.append("values = load_keys(v_base + tl.cast(k0, tl.int64) * v_stride2 + v_offsets, value_valid)")
+    return keys, values
 
 
 def padded(width: int) -> bool:

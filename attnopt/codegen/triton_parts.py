@@ -76,6 +76,14 @@ def parts(spec: AttentionSpec, layout: Layout) -> Parts:
     return made
 
 
+def score_parts(spec: AttentionSpec, layout: Layout) -> Parts:
+    """The key ranges, and a tile that makes `logit` of `s`, for kernels that have the lse already."""
+    made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(spec.keep))
+    made.ranges = made.said(_ends)
+    made.tile = _logits(made, spec.score, "logit", _NOTHING)
+    return made
+
+
 def row_ends(spec: AttentionSpec, layout: Layout) -> Parts:
     """`start` and `finish` alone, for a kernel that visits no keys."""
     made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(sp.true))

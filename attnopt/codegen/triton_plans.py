@@ -97,7 +97,10 @@ _DECODE_ROWS, _DECODE_KEYS = 64, 512
 def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """Schedules to choose from, the default first; none where no tile of these widths fits."""
     found = _class(dtype, d_qk, d_v)
-    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[(chip.name, *found)])
+    if found is None:
+        return ()
+    size, width = found
+    return tuple(TritonPlan(*row, chip.fp32) for row in _TABLE[chip.name, size, width])
 
 
 def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:

@@ -98,6 +98,37 @@ def _frames(context: Any, parameters: Any) -> dict[str, Any]:
     return {"input_features": features, "feature_lens": torch.tensor([61, 61])}
 
 
+def _flattened(context: Any, parameters: Any) -> dict[str, Any]:
+    """Patches of an image behind their row and column, both from one, as Pix2Struct takes them."""
+    places = torch.stack(torch.meshgrid(torch.arange(1, 4), torch.arange(1, 5), indexing="ij"), -1).view(1, 12, 2)
+    width = find_config(context.config, "patch_embed_hidden_size").patch_embed_hidden_size
+    return {"flattened_patches": torch.cat([places.expand(2, 12, 2).float(), torch.randn(2, 12, width)], -1)}
+
+
+def _codebooks(context: Any, parameters: Any) -> dict[str, Any]:
+    """One row of codes for each codebook of each text, as MusicGen's decoder takes them."""
+    rows = 2 * int(context.config.num_codebooks)
+    return {"input_ids": torch.randint(5, 100, (rows, 13)), "use_cache": False}
+
+
+def _regions(context: Any, parameters: Any) -> dict[str, Any]:
+    """A text with the features and the boxes of six regions of an image."""
+    return {
+        "input_ids": torch.randint(5, 100, (2, 13)),
+        "attention_mask": torch.ones(2, 13, dtype=torch.long),
+        "visual_feats": torch.randn(2, 6, int(context.config.visual_feat_dim)),
+        "visual_pos": torch.rand(2, 6, 4),
+    }
+
+
+def _masked_window(context: Any, parameters: Any) -> dict[str, Any]:
+    """A spectrogram of a fixed window of which the second row fills a part `[batch, bins, frames]`."""
+    frames = 2 * int(context.config.max_source_positions)
+    mask = torch.ones(2, frames, dtype=torch.long)
+    mask[1, frames // 2 :] = 0
+    return {"input_features": torch.randn(2, int(context.config.num_mel_bins), frames), "input_features_mask": mask}
+
+
 SPECIAL: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "autoformer": _series,
     "informer": _series,
@@ -107,6 +138,12 @@ SPECIAL: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "blip_2_qformer": _query_states,
     "instructblip_qformer": _query_states,
     "instructblipvideo_qformer": _query_states,
+    "audioflamingo3_encoder": _masked_window,
+    "kosmos_2_5_vision_model": _flattened,
+    "pix2struct_vision_model": _flattened,
+    "musicgen_decoder": _codebooks,
+    "musicgen_melody_decoder": _codebooks,
+    "lxmert": _regions,
     "clap": _clap,
     "clap_audio_model": _clap,
     "qwen2_5_omni_audio_encoder": _frames,

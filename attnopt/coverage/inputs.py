@@ -124,6 +124,8 @@ MAKERS: Mapping[str, Callable[[Context], Any]] = {
     "image_grid_thw": lambda c: GRID.clone(),
     "input_features_mask": lambda c: torch.ones(BATCH, _frames(mel(c)), dtype=torch.long),
     "feature_lens": lambda c: torch.tensor([61, 61]),
+    "inputs": lambda c: torch.randn(BATCH, TOKENS, c.width),
+    "context": lambda c: torch.randn(BATCH, TOKENS, c.width),
     "states": lambda c: torch.randn(BATCH, TARGETS, c.config.state_dim),
     "token_type_ids": lambda c: torch.zeros(BATCH, TOKENS, dtype=torch.long),
 }

@@ -31,7 +31,7 @@ def measure(model_type: str, name: str, options: Options, level: int | None = No
     The variant `inductor` counts what Inductor's own matcher fuses in the eager model.
     """
     start = time.perf_counter()
-    row: Row = {"architecture": model_type, "variant": name}
+    row: Row = {"architecture": model_type, "variant": name, "kernel": options.kernel}
     try:
         model, inputs, built = variant(model_type, "eager" if name == "inductor" else name, level)
     except NotApplicable as error:

@@ -62,7 +62,8 @@ def summary(rows: Sequence[dict[str, Any]], seconds: float | None) -> str:
         f"{len(totals.architectures)} architectures, {len(totals.built)} built and measured, {totals.rows} rows",
         f"{totals.sites} sites, {totals.fused} fused, {sum(totals.declined.values())} declined, {totals.missed} missed",
         f"{totals.others} softmaxes that are no attention",
-        f"largest error {totals.units:.2f} × eager's ({totals.worst}); largest change in fp64 {totals.fp64:.1e}",
+        f"largest error {totals.units:.2f} × eager's ({totals.worst or 'nowhere'})",
+        f"largest change in fp64 {totals.fp64:.1e}",
     ]
     if totals.inductor_sites:
         lines.append(f"Inductor's matcher on the same graphs: {totals.inductor} of {totals.inductor_sites}")

@@ -60,6 +60,8 @@ class Totals:
     units: float = 0.0
     worst: str = ""
     fp64: float = 0.0
+    kernels: Counter[str] = field(default_factory=Counter)
+    worst_by_kernel: dict[str, tuple[float, str]] = field(default_factory=dict)
     inductor: int = 0
     inductor_models: int = 0
     inductor_sites: int = 0
@@ -109,9 +111,15 @@ class Totals:
         self.declined.update(generic(s["reason"]) for s in declined if s not in strangers)
         self.unexplained += sum(explain(row, s) is None for s in declined)
         self.kinds.update(kind(s, row["variant"]) for s in fused)
-        figures = row["errors"]
+        self._errors(row)
+
+    def _errors(self, row: Row) -> None:
+        figures, kernel = row["errors"], row.get("kernel", "reference")
         if outside(row):
             self.outside.append(row)
-        elif (figures.get("units") or 0) > self.units:
-            self.units, self.worst = figures["units"], f"{row['architecture']} {row['variant']}"
-        self.fp64 = max(self.fp64, 0 if outside(row) else figures.get("fp64") or 0)
+            return
+        self.kernels[kernel] += 1
+        found = figures.get("units") or 0.0, f"{row['architecture']} {row['variant']}"
+        self.worst_by_kernel[kernel] = max(self.worst_by_kernel.get(kernel, (0.0, "")), found)
+        self.units, self.worst = max(self.worst_by_kernel.values())
+        self.fp64 = max(self.fp64, figures.get("fp64") or 0.0)

@@ -13,10 +13,10 @@ from attnopt import expr as ex
 from attnopt.errors import SpecError
 from attnopt.functional import WRITES
 from attnopt.graph import arguments, op_name, value
+from attnopt.patterns.captures import capture, loaded
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.safety import depends
-from attnopt.patterns.captures import capture, loaded
 from attnopt.patterns.site import Frame, _changed, _Extents, width
 from attnopt.patterns.views import shape
 from attnopt.region import Line, Operand, Region

@@ -8,7 +8,6 @@ schema order. Booleans are sympy booleans, numbers are sympy numbers; `num` and 
 from __future__ import annotations
 
 import math
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +125,9 @@ def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
     return x + y
 
 
+_SLOPE = ex_number(0.01)
+
+
 def _halves(x: Any, above: sp.Expr, below: sp.Expr) -> sp.Expr:
     """Another slope on each side of zero, without a comparison that rounding could decide."""
     return above * Maximum(num(x), sp.S.Zero) + below * Minimum(num(x), sp.S.Zero)
@@ -136,9 +138,9 @@ def _elu(x: Any, alpha: Any = sp.S.One, scale: Any = sp.S.One, input_scale: Any 
     return num(scale) * (Maximum(num(x), sp.S.Zero) + num(alpha) * below)
 
 
-def _softplus(x: Any, beta: Any = sp.S.One, threshold: Any = sp.Integer(20)) -> sp.Expr:
+def _softplus(x: Any, beta: Any = sp.S.One, threshold: Any = 20) -> sp.Expr:
     """`log(1 + exp(x))`. Beyond the threshold the source returns x, which differs by less than a rounding."""
-    if num(threshold) < 20:
+    if threshold < 20:
         raise NotImplementedError("a softplus that is cut off early")
     x = num(x) * num(beta)
     return (Maximum(x, sp.S.Zero) + sp.log(1 + sp.exp(-sp.Abs(x)))) / num(beta)
@@ -176,7 +178,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::relu": lambda x: Maximum(num(x), sp.S.Zero),
     "aten::relu6": lambda x: _clamp(x, sp.S.Zero, sp.Integer(6)),
     "aten::hardtanh": lambda x, low=sp.S.NegativeOne, high=sp.S.One: _clamp(x, low, high),
-    "aten::leaky_relu": lambda x, slope=sp.Rational(0.01): _halves(x, sp.S.One, num(slope)),
+    "aten::leaky_relu": lambda x, slope=_SLOPE: _halves(x, sp.S.One, num(slope)),
     "aten::elu": _elu,
     "aten::softplus": _softplus,
     "aten::log_sigmoid": lambda x: -_softplus(-num(x)),

@@ -93,7 +93,8 @@ def read(folder: Path) -> list[Binary]:
         if manifest["attnopt"] != VERSION or manifest["triton"] != triton_version():
             raise CacheError(
                 f"the kernels in {folder} were compiled by attnopt {manifest['attnopt']} with Triton "
-                f"{manifest['triton']}; here are {VERSION} and {triton_version() or 'none'}. Compile them again: attnopt aot."
+                f"{manifest['triton']}; here are {VERSION} and {triton_version() or 'none'}. "
+                f"Compile them again: attnopt aot."
             )
         return [_binary(folder, row) for row in manifest["kernels"]]
     except OSError as error:

@@ -23,8 +23,11 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpr
 from attnopt.codegen import triton
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.triton_plans import TritonPlan
+from attnopt.expr import load_names
 from attnopt.runtime.native import layout_of
+from attnopt.runtime.reference import reference
 from attnopt.runtime.triton_load import load
+from attnopt.runtime.validate import compare
 from tests.conformance.judge import judge, tensors
 from tests.conformance.triton_cases import case
 from tests.specs import Sizes
@@ -88,6 +91,51 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "ok": verdict.ok, "verdict": str(verdict)}
 
 
+def backward(job: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on the gradients of q, k, v and all floating-point captures of one case."""
+    item = case(job["case"])
+    dtype = getattr(torch, job["dtype"])
+    batch, n_q, n_k = job["sizes"]
+    inputs = tensors(item.spec, batch, n_q, n_k, job.get("layout", "contiguous"), dtype, 1.0)
+    captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
+    spec = replace(item.spec, returns=("lse",)).canonical()
+    learned = [c.name for c in spec.captures if c.kind == "float" and c.name not in load_names(spec.gate)]
+    layout = layout_of(k_axes(spec), inputs[0], captures)
+    reason = triton.supports_backward(spec, layout, learned)
+    if reason is not None:
+        return {**job, "ok": True, "declined": reason, "verdict": ""}
+    with torch.no_grad():
+        out, lse = load(triton.emit(spec, layout, TritonPlan(*job["plan"]))).attention(
+            *inputs, *captures, *item.scalars
+        )
+        generator = torch.Generator().manual_seed(2)
+        grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in (out, lse)]
+        kernel = load(triton.emit_backward(spec, layout, TritonPlan(*job["plan"]), learned))
+        found = kernel.attention_backward(*inputs, *captures, *item.scalars, out, lse, *grads)
+    golden, eager = (
+        expected(spec, inputs, captures, item.scalars, grads, learned, work) for work in (torch.float64, dtype)
+    )
+    for name, g, e, x in zip(("dq", "dk", "dv", *learned), golden, eager, found, strict=True):
+        verdict = compare(g, e, x.to(dtype) if name in ("dq", "dk", "dv") else x, gradients=True)
+        if not verdict.ok:
+            return {**job, "ok": False, "verdict": f"{name}: {verdict}"}
+    return {**job, "ok": True, "verdict": ""}
+
+
+def expected(
+    spec: Any, inputs: Any, captures: Any, scalars: Any, grads: Any, learned: Sequence[str], work: torch.dtype
+) -> list[torch.Tensor]:
+    """The gradients through the reference, computed in `work`."""
+    leaves = [t.detach().to(work).requires_grad_() for t in inputs]
+    tables = [
+        t.detach().clone().requires_grad_(c.name in learned) for c, t in zip(spec.captures, captures, strict=True)
+    ]
+    results = reference(spec, *leaves, tables, scalars, compute=work)
+    wanted = [*leaves, *(t for t in tables if t.requires_grad)]
+    weights = [g.to(r.dtype) for g, r in zip(grads, results, strict=True)]
+    return list(torch.autograd.grad(results, wanted, weights, allow_unused=True, materialize_grads=True))
+
+
 KINDS = {"forward": (triton.emit, ()), "decode": (triton.emit_decode, ("splits",))}
 
 
@@ -97,7 +145,7 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
     repair()
     for job in jobs:
         try:
-            answer = run(job)
+            answer = backward(job) if job.get("kind") == "backward" else run(job)
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

@@ -19,6 +19,7 @@ from tests.modules import Function, captured
 
 INPUTS = tuple(torch.randn(2, 4, n, 8, generator=torch.Generator().manual_seed(n + i)) for i, n in enumerate((7, 9, 9)))
 CHANGED = "the weights are changed between the softmax and the values"
+NONE = "no contraction of queries and keys makes the scores"
 Run = Callable[..., Tensor]
 
 
@@ -27,11 +28,17 @@ def _found(run: Run, *inputs: Tensor) -> list[Region | Decline]:
 
 
 DECLINES: tuple[tuple[str, Run, str], ...] = (
-    ("scores_only", lambda q, k, v: torch.softmax(q * k.mean(), -1) @ q.mT, "no contraction of queries and keys makes the scores"),
+    ("scores_only", lambda q, k, v: torch.softmax(q * k.mean(), -1) @ q.mT, NONE),
     ("over_queries", lambda q, k, v: (q @ k.mT).softmax(-2) @ v, "the softmax does not run over the keys"),
     ("shifted", lambda q, k, v: ((q @ k.mT).softmax(-1) + 0.1) @ v, CHANGED),
     ("clamped", lambda q, k, v: (q @ k.mT).softmax(-1).clamp(0.1) @ v, CHANGED),
     ("nan_becomes_one", lambda q, k, v: (q @ k.mT).softmax(-1).nan_to_num(1.0) @ v, CHANGED),
+    ("identity_added", lambda q, k, v: ((q @ k.mT).softmax(-1) + torch.eye(7, 9)) @ v, CHANGED),
+    ("heads_mixed_after", lambda q, k, v: torch.einsum("hg,bgqk->bhqk", q[0, :, :4, 0], (q @ k.mT).softmax(-1)) @ v, ""),
+    ("heads_mixed_before", lambda q, k, v: torch.einsum("hg,bgqk->bhqk", q[0, :, :4, 0], q @ k.mT).softmax(-1) @ v, NONE),
+    ("scores_of_one_operand", lambda q, k, v: ((k @ q[0, 0, 0]).softmax(-1).unsqueeze(-1) * v).sum(-2), NONE),
+    ("by_a_linear_map", lambda q, k, v: torch.nn.functional.linear(q[0, 0], k[0, 0]).softmax(-1) @ v[0, 0], NONE),
+    ("keys_of_two_dimensions", lambda q, k, v: torch.einsum("bhqxy,bhxyd->bhqd", (q @ k.mT).softmax(-1).view(2, 4, 7, 3, 3), v.view(2, 4, 3, 3, 8)), "the contraction that applies the weights has a form that is not known"),
     ("many_columns", lambda q, k, v: torch.cat((q @ k.mT, q @ k.mT), -1).softmax(-1)[..., :9] @ v, "the softmax runs over more than the keys whose values are summed"),
     ("column_of_scores", lambda q, k, v: (q @ k.mT).softmax(-1)[..., :-1] @ v[..., :-1, :], "the softmax runs over more than the keys whose values are summed"),
 )  # fmt: skip

@@ -50,6 +50,18 @@ def _masked_exp_fill(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
     return exps / exps.sum(-1, keepdim=True) @ v
 
 
+def _exp_of_minimum(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    """Without the maximum taken off, the exponential of a finite fill is zero: an empty row is 0/0."""
+    exps = (q @ k.mT).masked_fill(~pad[:, None, None], MIN).exp()
+    return exps / exps.sum(-1, keepdim=True) @ v
+
+
+def _stable_minimum(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    scores = (q @ k.mT).masked_fill(~pad[:, None, None], MIN)
+    exps = (scores - scores.amax(-1, keepdim=True)).exp()
+    return exps / exps.sum(-1, keepdim=True) @ v
+
+
 def _renormalised(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
     weights = (q @ k.mT).softmax(-1) * pad[:, None, None]
     return weights / weights.sum(-1, keepdim=True) @ v
@@ -199,6 +211,8 @@ ROWS = (
     Spelling("normalised_by_reciprocal", _normalised_by_ones, PLAIN),
     Spelling("masked_exp", _masked_exp, PADDED, extra=EMPTY),
     Spelling("masked_exp_fill", _masked_exp_fill, PADDED, extra=EMPTY),
+    Spelling("exp_of_minimum", _exp_of_minimum, PADDED, extra=EMPTY),
+    Spelling("stable_minimum", _stable_minimum, UNIFORM, extra=EMPTY),
     Spelling("renormalised", _renormalised, PADDED, extra=EMPTY),
     Spelling("log_softmax", _log_softmax, PLAIN),
     Spelling("logsumexp", _logsumexp, "4 heads, d=8; score s/2"),

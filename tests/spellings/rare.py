@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.spellings.row import GROUPED, NEG_INF, PAD_ROWS, K, Q, Spelling, attend, ramp
+from tests.spellings.row import GROUPED, LAST, NEG_INF, PAD_ROWS, K, Q, Spelling, attend, ramp
 
 PLAIN = "4 heads, d=8; score s"
 FLAT = ((Q, 8), (K, 8), (K, 8))
@@ -79,6 +79,54 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, old_k: Tensor, old_v: Tensor) -> Te
     return attend(q @ k.mT, v)
 
 
+def _flat_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax over rows of a matrix."""
+    return (q @ k.mT).reshape(-1, K).softmax(-1).view(2, 4, Q, K) @ v
+
+
+def _heads_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bqhd,bkhd->bqhk", q, k).softmax(-1)
+    return torch.einsum("bqhk,bkhd->bqhd", weights, v)
+
+
+def _heads_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bqhd,bkhd->bqkh", q, k).softmax(2)
+    return torch.einsum("bqkh,bkhd->bqhd", weights, v)
+
+
+def _float_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return attend((q @ k.mT).masked_fill(mask[:, None, None] == 0, NEG_INF), v)
+
+
+def _multiplied_mask(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    kept = pad[:, None, None].to(q.dtype)
+    return attend((q @ k.mT) * kept + (1 - kept) * -1e9, v)
+
+
+def _subtracted_mask(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    return attend(q @ k.mT - (1 - pad[:, None, None].to(q.dtype)) * 1e4, v)
+
+
+def _half_of_the_minimum(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    return attend(torch.where(pad[:, None, None], q @ k.mT, torch.finfo(q.dtype).min / 2), v)
+
+
+def _grid_of_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores by row and column of a grid of keys, flattened for the softmax."""
+    scores = torch.einsum("bhqd,bhxyd->bhqxy", q, k.view(2, 4, 3, 3, 8))
+    return torch.einsum("bhqk,bhkd->bhqd", scores.flatten(-2).softmax(-1), v)
+
+
+def _pooled(k: Tensor, v: Tensor, probe: Tensor) -> Tensor:
+    """One learned query for the whole sequence."""
+    return torch.einsum("bk,bkd->bd", torch.einsum("d,bkd->bk", probe, k).softmax(-1), v)
+
+
+def _matrix_vector(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.matmul(k, q.unsqueeze(-1)).squeeze(-1).softmax(-1)
+    return torch.matmul(weights.unsqueeze(1), v).squeeze(1)
+
+
 EIGHT = ((2, 4, 8, 8),) * 3
 ROWS = (
     Spelling("exp2", _exp2, "4 heads, d=8; score 1*s"),
@@ -97,4 +145,17 @@ ROWS = (
     Spelling("log_softmax_masked", _log_mask_exp, f"{PLAIN}; keep mask[b, k] (empty row: nan)", extra=(PAD_ROWS,)),
     Spelling("loop_over_batch", _loop_over_batch, (ONE, ONE)),
     Spelling("cache", _cached, PLAIN, ((2, 4, 1, 8), (2, 4, 1, 8), (2, 4, 1, 8)), extra=(ramp(2, 4, 6, 8), ramp(2, 4, 6, 8))),
+    Spelling("flat_rows", _flat_rows, PLAIN),
+    Spelling("heads_late", _heads_late, PLAIN, LAST),
+    Spelling("heads_last", _heads_last, PLAIN, LAST),
+    Spelling("float_mask", _float_mask, f"{PLAIN}; keep bias[b, k] != 0 (empty row: nan)", extra=(PAD_ROWS.float(),)),
+    Spelling("multiplied_mask", _multiplied_mask, f"{PLAIN}*where(mask[b, k], 1, 0) + where(mask[b, k], 0, -1e+09)", extra=(PAD_ROWS,)),
+    Spelling("subtracted_mask", _subtracted_mask, f"{PLAIN} + where(mask[b, k], 0, -10000)", extra=(PAD_ROWS,)),
+    Spelling("half_of_the_minimum", _half_of_the_minimum, f"{PLAIN}; keep mask[b, k] (empty row: uniform)", extra=(PAD_ROWS,)),
+    Spelling("grid_of_keys", _grid_of_keys, PLAIN),
+    Spelling("learned_queries", lambda q, k, v: attend(q.expand(2, -1, -1, -1) @ k.mT, v), PLAIN, ((1, 4, Q, 8), (2, 4, K, 8), (2, 4, K, 8))),
+    Spelling("shared_values", lambda q, k, v: torch.matmul((q @ k.mT).softmax(-1), v), "4/4/1 heads, d=8; score s", ((2, 4, Q, 8), (2, 4, K, 8), (K, 8))),
+    Spelling("pooled", _pooled, ONE, ((2, K, 8), (2, K, 8), (8,))),
+    Spelling("matrix_vector", _matrix_vector, ONE, ((2, 8), (2, K, 8), (2, K, 8))),
+    Spelling("gated_heads", lambda q, k, v, g: (g.sigmoid()[:, None, None] * (q @ k.mT).softmax(-1)) @ v, f"{PLAIN}; gate bias[h]", extra=(ramp(4),)),
 )  # fmt: skip

@@ -1,0 +1,308 @@
+"""T3: gradients of a softmax attention in Triton, from its result and lse.
+
+Tiles of queries visit keys for dQ and for the gradients of loaded tables; tiles of keys visit queries for dK and dV.
+Tables are added to by atomics, so that their last bits may differ from run to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnopt import expr as ex
+from attnopt.codegen.base import Layout
+from attnopt.codegen.derivative import derivative
+from attnopt.codegen.triton_dialect import TritonPrinter
+from attnopt.codegen.triton_forward import (
+    Argument,
+    forward_arguments,
+    kernel_text,
+    key_bases,
+    load_queries,
+    loops,
+    padded,
+    split_ranges,
+    tensor_arguments,
+    tile_loads,
+    visit_calls,
+)
+from attnopt.codegen.triton_parts import (
+    ELEMENTS,
+    Parts,
+    arguments,
+    assigned,
+    indent,
+    precision,
+    printer_of,
+    score_parts,
+)
+from attnopt.spec import AttentionSpec, EmptyRow, Softmax
+
+_ROW = "(tl.cast(b, tl.int64) * HEADS + h) * n_q + q"
+_SOME = 'row_lse > float("-inf")'
+
+
+def undifferentiable(spec: AttentionSpec, learned: Sequence[str]) -> str | None:
+    """Why there is no Triton kernel for the gradients; None if there is one. Raises `SpecError` as `backward` does."""
+    heads = spec.heads
+    if not isinstance(spec.normalizer, Softmax) or spec.weight != 1:
+        return "the Triton kernel has gradients of the plain softmax only"
+    if not heads.k_map == heads.v_map == tuple(h // max(1, heads.q // heads.k) for h in range(heads.q)):
+        return "the Triton kernel has gradients of keys where each has its own run of query heads"
+    sink = spec.normalizer.sink
+    for load in ex.loads(spec.gate, *([] if sink is None else [sink])):
+        if load.args[0].name in learned and load != sink:
+            return f"the Triton kernel has no gradient of {load.args[0].name}"
+    return None
+
+
+def backward(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> list[tuple[str, str, list[Argument]]]:
+    """Name, text and arguments of each kernel, in the order they run. `learned`: captures that have a gradient."""
+    return [
+        ("attention_delta", *_delta(spec, layout)),
+        ("attention_dkv", *_keys(spec, layout)),
+        ("attention_dq", *_queries(spec, layout, learned)),
+    ]
+
+
+def _given(spec: AttentionSpec, layout: Layout, results: Sequence[tuple[str, str, int]]) -> list[Argument]:
+    """The forward kernel's inputs, what is known of its rows, and tensors for the results."""
+    base = [a for a in forward_arguments(spec, layout) if a.of not in ("out", "lse")]
+    pointers, strides = tensor_arguments([("grad", layout.dtype, 4), *results])
+    rows = [Argument("lse_ptr", "float32", "lse"), Argument("delta_ptr", "float32", "delta")]
+    kinds = {kind: [a for a in base if a.kind == kind] for kind in ("size", "stride", "scalar")}
+    inputs = [a for a in base if a.kind not in kinds]
+    return [*inputs, *rows, *pointers, *kinds["size"], *kinds["stride"], *strides, *kinds["scalar"]]
+
+
+def _tile_of_queries() -> list[str]:
+    return [
+        "q1 = tl.minimum(q0 + BLOCK_M, n_q)",
+        "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)  # rows past the end repeat the last one",
+    ]
+
+
+def _program() -> list[str]:
+    return [
+        "tiles = tl.cdiv(n_q, BLOCK_M)",
+        "h = tl.program_id(0) // tiles % HEADS",
+        "b = tl.program_id(0) // tiles // HEADS",
+        "q0 = tl.program_id(0) % tiles * BLOCK_M",
+        *_tile_of_queries(),
+    ]
+
+
+def _rows(spec: AttentionSpec, name: str) -> list[str]:
+    """A tile of a tensor that has a row of values for each query."""
+    mask = ", mask=dv[None, :] < D_V, other=0.0" if padded(spec.heads.d_v) else ""
+    return [
+        f"{name}_base = {name}_ptr + tl.cast(b, tl.int64) * {name}_stride0 + tl.cast(h, tl.int64) * {name}_stride1",
+        f"{name} = tl.load({name}_base + tl.cast(q, tl.int64) * {name}_stride2 + dv[None, :] * {name}_stride3{mask})",
+    ]
+
+
+def _known(spec: AttentionSpec) -> list[str]:
+    """What is known of a tile of queries: `queries, grad, row_lse, delta, rows_inside`."""
+    return [
+        *load_queries(spec),
+        *_rows(spec, "grad"),
+        f"row = {_ROW}",
+        "row_lse = tl.load(lse_ptr + row)",
+        "delta = tl.load(delta_ptr + row)",
+        "rows_inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q",
+    ]
+
+
+def _delta(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
+    pointers, strides = tensor_arguments([("out", layout.dtype, 4), ("grad", layout.dtype, 4)])
+    rows = [Argument("dlse_ptr", "float32", "dlse"), Argument("delta_ptr", "float32", "delta")]
+    given = [*pointers, *rows, Argument("n_q", "size"), *strides]
+    lines = [
+        *_program(),
+        "dv = tl.arange(0, BLOCK_DV)",
+        *_rows(spec, "out"),
+        *_rows(spec, "grad"),
+        f"row = {_ROW}",
+        "delta = tl.sum(tl.cast(out, tl.float32) * tl.cast(grad, tl.float32), 1, keep_dims=True)",
+        "delta -= tl.load(dlse_ptr + row)",
+        "tl.store(delta_ptr + row, delta, mask=q0 + tl.arange(0, BLOCK_M)[:, None] < n_q)",
+    ]
+    return kernel_text(
+        "attention_delta", "What the gradients of a row's weights are measured from.", given, lines
+    ), given
+
+
+def _weights(made: Parts) -> list[str]:
+    """From `s` to `p`, the weights, `dlogit`, and `ds`, the gradient of the product of query and key."""
+    spec = made.spec
+    printer = made.printer.scope()
+    slope = printer.cast(printer.visit(derivative(spec.score, ex.s)), "f", True).code
+    gate = "" if spec.gate == 1 else f" * {printer.cast(printer.visit(spec.gate), 'f', False).code}"
+    return [
+        *made.tile,
+        f"p = tl.where(rows_inside & ({_SOME}), tl.exp2((logit - row_lse) * LOG2E), 0.0)",
+        f"dp = tl.dot(grad, tl.trans(values){precision(made.layout)}){gate}",
+        "dlogit = tl.where(p == 0.0, 0.0, p * (dp - delta))",
+        *printer.body,
+        f"ds = tl.where(p == 0.0, 0.0, dlogit * {slope})",
+    ]
+
+
+def _cast(layout: Layout, code: str) -> str:
+    return code if layout.dtype == "float32" else f"tl.cast({code}, {ELEMENTS[layout.dtype]})"
+
+
+def _function(name: str, about: str, state: Sequence[str], wanted: Sequence[str], body: Sequence[str]) -> str:
+    given = [f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", "lo, hi, MASKED: tl.constexpr,"]
+    lines = ["@triton.jit", f"def {name}(", *indent(given), "):", f'    """{about}"""']
+    return "\n".join([*lines, *indent(body), f"    return {', '.join(state)}"])
+
+
+def _wanted(body: Sequence[str], given: Sequence[Argument], setup: Sequence[str], state: Sequence[str]) -> list[str]:
+    available = [*(a.name for a in given), *assigned(setup)]
+    return [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
+
+
+def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tuple[str, list[Argument]]:
+    """dQ, and what is added to the gradients of loaded tables."""
+    made = score_parts(spec, layout)
+    tables = [(f"grad_{c.name}", "float32", len(c.shape)) for c in spec.captures if c.name in learned]
+    given = _given(spec, layout, [("dq", layout.dtype, 4), *tables])
+    keys, values = tile_loads(spec)
+    body = [*keys, f"s = tl.dot(queries, keys{precision(layout)})", *values, *_weights(made), *_tables(made, learned)]
+    body.append(f"grad_q = tl.dot({_cast(layout, 'ds')}, tl.trans(keys), grad_q{precision(layout)})")
+    loop = ["for k0 in range(lo, hi, BLOCK_N):", *indent(body)]
+    setup = [*_program(), "d = tl.arange(0, BLOCK_D)", "dv = tl.arange(0, BLOCK_DV)", *_known(spec), *key_bases(spec)]
+    setup += [*made.ranges, *split_ranges(made), *made.printer.row[len(made.ranges) :]]
+    setup.append("grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
+    wanted = _wanted(loop, given, setup, ["grad_q"])
+    function = _function("visit_keys", "Keys [lo, hi) by tiles: their part of dQ.", ["grad_q"], wanted, loop)
+    inside = "rows_inside & (d[None, :] < D_QK)" if padded(spec.heads.d_qk) else "rows_inside"
+    main = [
+        *setup,
+        *visit_calls(loops(made), ["grad_q"], wanted),
+        *_sink(spec, layout, learned),
+        "dq_base = dq_ptr + tl.cast(b, tl.int64) * dq_stride0 + tl.cast(h, tl.int64) * dq_stride1",
+        f"tl.store(dq_base + tl.cast(q, tl.int64) * dq_stride2 + d[None, :] * dq_stride3, grad_q, mask={inside})",
+    ]
+    return f"{function}\n\n\n{kernel_text('attention_dq', 'dQ of one tile of queries.', given, main)}", given
+
+
+def _place(printer: TritonPrinter, load: ex.Load) -> str:
+    """The address of a load's element in the gradient of its tensor."""
+    name, *indices = load.args
+    terms = [f"grad_{name.name}_ptr"]
+    for i, index in enumerate(indices):
+        value = printer.visit(index)
+        code = value.code if index.is_Integer else printer.cast(value, "l", value.vector).code
+        terms.append(f"{code} * grad_{name.name}_stride{i}")
+    return " + ".join(terms)
+
+
+def _tables(made: Parts, learned: Sequence[str]) -> list[str]:
+    """Add the gradient of every load of a learned table to its place, summed over what the load does not depend on."""
+    lines: list[str] = []
+    for load in ex.loads(made.spec.score):
+        if load.args[0].name not in learned:
+            continue
+        printer = made.printer.scope()
+        factor = printer.cast(printer.visit(derivative(made.spec.score, load)), "f", True).code
+        place = _place(printer, load)
+        lines += [*printer.body, f"part = tl.where(p == 0.0, 0.0, dlogit * {factor})"]
+        if ex.depends(load, ex.k) and ex.depends(load, ex.q):
+            lines.append(f"add_where({place}, part, (p != 0.0) & (k < n_k))")
+        elif ex.depends(load, ex.k):
+            lines.append(f"add_where({place}, tl.sum(part, 0, keep_dims=True), k < n_k)")
+        elif ex.depends(load, ex.q):
+            lines.append(f"add_where({place}, tl.sum(part, 1, keep_dims=True), rows_inside)")
+        else:
+            lines.append(f'tl.atomic_add({place}, tl.sum(part), sem="relaxed")')
+    return lines
+
+
+def _sink(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> list[str]:
+    sink = spec.normalizer.sink if isinstance(spec.normalizer, Softmax) else None
+    if not isinstance(sink, ex.Load) or sink.args[0].name not in learned:
+        return []
+    printer = printer_of(spec, layout)
+    value = printer.visit(sink).code
+    place = _place(printer, sink)
+    return [
+        *printer.row,
+        f"p_sink = tl.where(rows_inside & ({_SOME}), tl.exp2(({value} - row_lse) * LOG2E), 0.0)",
+        f'tl.atomic_add({place}, tl.sum(-p_sink * delta), sem="relaxed")',
+    ]
+
+
+def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
+    """DK and dV: a tile of keys, all query heads of its group, the tiles of queries that may keep any of them."""
+    made = score_parts(spec, layout)
+    given = _given(spec, layout, [("dk", layout.dtype, 4), ("dv", layout.dtype, 4)])
+    state, group = ["grad_k", "grad_v"], spec.heads.q // spec.heads.k
+    weights = _weights(made)
+    body = ["q0 = tile * BLOCK_M", *_tile_of_queries(), *_known(spec), *made.printer.row]
+    body += [f"s = tl.dot(queries, keys{precision(layout)})", *weights, *_shares(spec, layout)]
+    body += [
+        f"grad_v = tl.dot(tl.trans({_cast(layout, 'p')}), grad, grad_v{precision(layout)})",
+        f"grad_k = tl.dot(tl.trans({_cast(layout, 'ds')}), queries, grad_k{precision(layout)})",
+    ]
+    loop = ["for tile in range(lo, hi):", *indent(body)]
+    loads = [line.split(" if MASKED")[0] for part in tile_loads(spec) for line in part]
+    setup = [
+        "key_tiles = tl.cdiv(n_k, BLOCK_N)",
+        "k0 = tl.program_id(0) % key_tiles * BLOCK_N",
+        f"key_head = tl.program_id(0) // key_tiles % {spec.heads.k}",
+        f"b = tl.program_id(0) // key_tiles // {spec.heads.k}",
+        "d = tl.arange(0, BLOCK_D)",
+        "dv = tl.arange(0, BLOCK_DV)",
+        *key_bases(spec)[1:],
+        *loads,
+        "tiles = tl.cdiv(n_q, BLOCK_M)",
+        "grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)",
+        "grad_v = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)",
+    ]
+    inner = [f"h = key_head * {group} + member", *_seen(made)]
+    wanted = _wanted(loop, given, [*setup, *inner[:1]], state)
+    call = [f"{', '.join(state)},", f"{', '.join(wanted[2:])},", "begin, end, True,"]
+    inner += [f"{', '.join(state)} = visit_queries(", *indent(call), ")"]
+    main = [*setup, f"for member in range({group}):", *indent(inner), *_store_keys(spec)]
+    about = "Tiles [lo, hi) of queries: their part of dK and dV."
+    function = _function("visit_queries", about, state, wanted, loop)
+    return f"{function}\n\n\n{kernel_text('attention_dkv', 'dK and dV of one tile of keys.', given, main)}", given
+
+
+def _shares(spec: AttentionSpec, layout: Layout) -> list[str]:
+    """What a value's gradient has of each row beside its weight: the gate, and rows without any key."""
+    printer = printer_of(spec, layout)
+    gate = "" if spec.gate == 1 else f" * {printer.cast(printer.visit(spec.gate), 'f', False).code}"
+    lines = [*printer.row, f"p = p{gate}"] if gate else []
+    if spec.empty_row is EmptyRow.UNIFORM:
+        nothing = 'rows_inside & (row_lse == float("-inf")) & (k < n_k)'
+        lines.append(f"p = tl.where({nothing}, 1.0 / n_k{gate}, p)")
+    return lines
+
+
+def _seen(made: Parts) -> list[str]:
+    """The tiles of queries `[begin, end)` that may keep a key of the tile."""
+    lo, hi, _, _ = made.ends
+    if (lo == "0" and hi == "n_k") or made.spec.empty_row is EmptyRow.UNIFORM:
+        return ["begin = 0", "end = tiles"]
+    scan = ["q0 = tile * BLOCK_M", "q1 = tl.minimum(q0 + BLOCK_M, n_q)", *made.ranges]
+    scan += [
+        f"seen = ({lo} < k0 + BLOCK_N) & ({hi} > k0)",
+        "begin = tl.where(seen & (tile < begin), tile, begin)",
+        "end = tl.where(seen, tile + 1, end)",
+    ]
+    return ["begin = tiles", "end = tiles * 0", "for tile in range(0, tiles):", *indent(scan)]
+
+
+def _store_keys(spec: AttentionSpec) -> list[str]:
+    lines = ["keys_inside = k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"]
+    for name, width, offset, bound in (("k", spec.heads.d_qk, "d", "D_QK"), ("v", spec.heads.d_v, "dv", "D_V")):
+        inside = f"keys_inside & ({offset}[None, :] < {bound})" if padded(width) else "keys_inside"
+        head = f"tl.cast({'key' if name == 'k' else 'value'}_head, tl.int64)"
+        lines += [
+            f"d{name}_base = d{name}_ptr + tl.cast(b, tl.int64) * d{name}_stride0 + {head} * d{name}_stride1",
+            f"d{name}_at = d{name}_base + tl.cast(k0 + tl.arange(0, BLOCK_N)[:, None], tl.int64) * d{name}_stride2",
+            f"tl.store(d{name}_at + {offset}[None, :] * d{name}_stride3, grad_{name}, mask={inside})",
+        ]
+    return lines

@@ -1,0 +1,66 @@
+"""The gradients' kernels: what is declined, what is learned, what the text holds."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+
+import pytest
+
+from attnopt import expr as ex
+from attnopt._version import VERSION
+from attnopt.codegen import triton
+from attnopt.codegen.triton_backward import backward, undifferentiable
+from attnopt.codegen.triton_plans import TritonPlan
+from attnopt.errors import SpecError
+from attnopt.spec import Pointwise
+from tests.codegen.test_triton import layout
+from tests.specs import case
+
+PLAN = TritonPlan(32, 32, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["plain", "window", "softcap", "guarded", "empty_uniform", "gate", "width_40"])
+def test_text_is_python(name: str) -> None:
+    spec = case(name).spec
+    made = triton.emit_backward(spec, layout(spec, "bfloat16"), PLAN)
+    assert "backward" in (ast.get_docstring(ast.parse(made.source)) or "")
+    assert [e.name for e in made.entries] == ["attention_delta", "attention_dkv", "attention_dq"]
+
+
+def test_text_is_golden(golden: object) -> None:
+    spec = case("bias").spec
+    made = triton.emit_backward(spec, layout(spec), PLAN, ("bias",))
+    golden("triton_backward_bias.py", made.source.replace(f"attnopt {VERSION}", "attnopt VERSION"))  # type: ignore[operator]
+
+
+def test_tables_are_reduced_over_what_they_do_not_depend_on() -> None:
+    for name, table, text in (
+        ("bias", "bias", "add_where(grad_bias_ptr"),
+        ("alibi", "slope", "tl.atomic_add(grad_slope_ptr"),
+        ("sink", "sink", "tl.sum(-p_sink * delta)"),
+    ):
+        spec = case(name).spec.canonical()
+        assert text in backward(spec, layout(spec), (table,))[2][1], name
+        assert f"grad_{table}" not in backward(spec, layout(spec), ())[2][1], name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "learned", "reason"),
+    [
+        ("plain", {"normalizer": Pointwise()}, (), "plain softmax"),
+        ("plain", {"weight": ex.s}, (), "plain softmax"),
+        ("head_table", {}, (), "own run of query heads"),
+        ("gate", {}, ("gain",), "no gradient of gain"),
+    ],
+)
+def test_what_has_no_kernel_is_said(name: str, change: dict, learned: tuple[str, ...], reason: str) -> None:  # type: ignore[type-arg]
+    spec = replace(case(name).spec, **change)
+    assert reason in (undifferentiable(spec.canonical(), learned) or "")
+    with pytest.raises(SpecError, match=reason):
+        triton.emit_backward(spec, layout(spec), PLAN, learned)
+
+
+def test_a_score_without_a_derivative_is_declined() -> None:
+    spec = replace(case("plain").spec, score=ex.Maximum(ex.s, 0) ** 2 + ex.Mod(ex.Trunc(ex.s), 3) * ex.s)
+    assert "no rule" in (triton.supports_backward(spec, layout(spec)) or "no rule")
