@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from attnopt.aot.standard import layout_for
-from attnopt.codegen import triton
-from attnopt.codegen.triton import TritonKernel
-from attnopt.codegen.triton_plans import Chip, plans
+from attnopt.codegen.triton import EMIT, TritonKernel, supports_backward
+from attnopt.codegen.triton_plans import PLANS, Chip
 from attnopt.errors import CompileError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
 from attnopt.spec import AttentionSpec
@@ -16,29 +15,42 @@ Built = tuple[str, AttentionSpec, TritonKernel, Compiled]
 
 
 def build(
-    specs: Iterable[tuple[str, AttentionSpec]], chips: Iterable[Chip], dtype: str, say: Callable[[str], None]
+    specs: Iterable[tuple[str, AttentionSpec]],
+    chips: Iterable[Chip],
+    dtype: str,
+    say: Callable[[str], None],
+    kinds: Iterable[str] = ("forward",),
 ) -> Iterator[Built]:
-    """Every spec for every chip. Raises `CompileError` for one that no plan fits."""
-    chips = tuple(chips)
+    """Every spec for every chip. Raises `CompileError` for one that no plan fits; says which have no gradient."""
+    chips, kinds = tuple(chips), tuple(kinds)
     for name, spec in specs:
-        for chip in chips:
-            kernel, compiled = compile_spec(spec, chip, dtype)
-            say(line(name, kernel, compiled))
-            yield name, spec, kernel, compiled
+        for kind in kinds:
+            reason = supports_backward(spec, layout_for(spec, dtype)) if kind == "backward" else None
+            if reason is not None:
+                say(f"{name:<20} no backward: {reason}")
+                continue
+            for chip in chips:
+                kernel, compiled = compile_spec(spec, chip, dtype, kind)
+                for made in compiled:
+                    say(line(name, kernel, made))
+                    yield name, spec, kernel, made
 
 
-def compile_spec(spec: AttentionSpec, chip: Chip, dtype: str) -> tuple[TritonKernel, Compiled]:
-    """The first plan that fits the chip. Raises `CompileError` if none does or there is no kernel."""
+def compile_spec(
+    spec: AttentionSpec, chip: Chip, dtype: str, kind: str = "forward"
+) -> tuple[TritonKernel, list[Compiled]]:
+    """The kernels of the first plan that fits the chip. Raises `CompileError` if none does or there is no kernel."""
     layout, problem = layout_for(spec, dtype), "no plan is known for heads this wide"
-    for plan in plans(chip, dtype, spec.heads.d_qk, spec.heads.d_v):
+    for plan in PLANS[kind](chip, dtype, spec.heads.d_qk, spec.heads.d_v):
         try:
-            kernel = triton.emit(spec, layout, plan)
+            kernel = EMIT[kind](spec, layout, plan)
         except SpecError as error:
             raise CompileError(str(error)) from error
-        compiled = compile_entry(kernel, kernel.entries[0], chip)
-        if compiled.problem is None:
+        compiled = [compile_entry(kernel, entry, chip) for entry in kernel.entries]
+        problems = [made.problem for made in compiled if made.problem is not None]
+        if not problems:
             return kernel, compiled
-        problem = compiled.problem
+        problem = problems[0]
     raise CompileError(f"{spec} has no kernel for {chip.name}: {problem}.")
 
 
@@ -49,7 +61,8 @@ def line(name: str, kernel: TritonKernel, made: Compiled) -> str:
     other = sum(made.instructions.get(x, 0) for x in set(PRODUCTS.values()) - {product})
     waits = made.instructions.get("cp.async", 0)
     return (
-        f"{name:<20} {made.chip.name:<7} {kernel.plan!s:<48} {made.shared / 1024:6.1f} KiB shared, "
+        f"{name:<20} {made.entry.removeprefix('attention_'):<8} {made.chip.name:<7} {kernel.plan!s:<48} "
+        f"{made.shared / 1024:6.1f} KiB shared, "
         f"{_or(made.registers)} registers, {_or(made.spills)} spilled, {count} {product}"
         f"{f', {other} other products' if other else ''}{f', {waits} cp.async' if waits else ''}"
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from attnopt.codegen.triton import EMIT
 from attnopt.codegen.triton_parts import ELEMENTS
 from attnopt.codegen.triton_plans import CHIPS
 from attnopt.errors import OptionError
@@ -22,6 +23,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--only", action="append", metavar="NAME", help="only this usual one; may be repeated")
     command.add_argument("--dtype", choices=sorted(ELEMENTS), default="bfloat16", help="of q, k and v (bfloat16)")
+    command.add_argument("--kind", action="append", choices=sorted(EMIT), help="may be repeated (forward)")
     command.set_defaults(run=run)
 
 
@@ -34,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     chips = [CHIPS[name] for name in dict.fromkeys(arguments.arch)]
     folder = Path(arguments.out)
     try:
-        count = write(folder, build(specs, chips, arguments.dtype, lambda text: print(text, flush=True)))
+        count = write(
+            folder, build(specs, chips, arguments.dtype, lambda x: print(x, flush=True), arguments.kind or ("forward",))
+        )
     except OSError as error:
         raise OptionError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from error
     print(f"{count} kernels in {folder}")

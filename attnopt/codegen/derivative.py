@@ -30,15 +30,15 @@ _RULES: dict[type, Callable[..., sp.Expr]] = {
     ex.Minimum: lambda x, y, dx, dy: _compared(y, x, dx, dy),
     ex.Where: lambda c, x, y, dc, dx, dy: ex.Where(c, dx, dy),
 }
-# Steps: their derivative is zero wherever it exists.
-_FLAT = (sp.sign, sp.floor, ex.Trunc, ex.FloorDiv, sp.logic.boolalg.Boolean)
+# Steps, whose derivative is zero wherever it exists, and elements of tensors.
+_FLAT = (sp.sign, sp.floor, ex.Trunc, ex.FloorDiv, sp.logic.boolalg.Boolean, ex.Load)
 
 
 def derivative(expr: sp.Basic, symbol: sp.Basic) -> sp.Expr:
     """The derivative of `expr` by `symbol`, a symbol or a load. Raises `SpecError` where no rule gives one."""
     if expr == symbol:
         return sp.S.One
-    if not expr.has(symbol) or isinstance(expr, _FLAT) or isinstance(expr, ex.Load):
+    if not expr.has(symbol) or isinstance(expr, _FLAT):
         return sp.S.Zero
     if isinstance(expr, sp.Add):
         return sp.Add(*[derivative(a, symbol) for a in expr.args])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,13 +39,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class TritonKernel:
-    """Generated source with what it was generated from."""
+    """Generated source with what it was generated from. `kind`: `forward`, `decode` or `backward`."""
 
     source: str
     spec_key: str
     layout: Layout
     plan: TritonPlan
     entries: tuple[Entry, ...]
+    kind: str = "forward"
 
     @cached_property
     def key(self) -> str:
@@ -122,7 +123,9 @@ def emit_decode(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_no
         decode_launcher(spec, split, combine),
     ]
     entries = Entry("attention_split", tuple(split)), Entry("attention_combine", tuple(combine))
-    return TritonKernel("\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries)
+    return TritonKernel(
+        "\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries, "decode"
+    )
 
 
 def supports_backward(spec: AttentionSpec, layout: Layout, learned: Sequence[str] = ()) -> str | None:
@@ -155,7 +158,17 @@ def emit_backward(
         backward_launcher(spec, {name: given for name, _, given in kernels}, learned),
     ]
     entries = tuple(Entry(name, tuple(given)) for name, _, given in kernels)
-    return TritonKernel("\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries)
+    return TritonKernel(
+        "\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries, "backward"
+    )
+
+
+# How the kernels of each kind are made.
+EMIT: dict[str, Callable[[AttentionSpec, Layout, TritonPlan], TritonKernel]] = {
+    "forward": emit,
+    "decode": emit_decode,
+    "backward": emit_backward,
+}
 
 
 def header(spec: AttentionSpec, layout: Layout, plan: TritonPlan, note: str, what: str) -> str:

@@ -1,4 +1,4 @@
-"""T3: gradients of a softmax attention in Triton, from its result and lse.
+"""T3: gradients of an attention in Triton, from its result and lse.
 
 Tiles of queries visit keys for dQ and for the gradients of loaded tables; tiles of keys visit queries for dK and dV.
 Tables are added to by atomics, so that their last bits may differ from run to run.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from attnopt import expr as ex
 from attnopt.codegen.base import Layout
 from attnopt.codegen.derivative import derivative
-from attnopt.codegen.triton_dialect import TritonPrinter
+from attnopt.codegen.printer import Printer
 from attnopt.codegen.triton_forward import (
     Argument,
     forward_arguments,
@@ -31,26 +31,27 @@ from attnopt.codegen.triton_parts import (
     arguments,
     assigned,
     indent,
+    kept_lines,
     precision,
     printer_of,
     score_parts,
 )
-from attnopt.spec import AttentionSpec, EmptyRow, Softmax
+from attnopt.codegen.triton_tables import SOME_KEY, sink_gradient, table_gradients
+from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 _ROW = "(tl.cast(b, tl.int64) * HEADS + h) * n_q + q"
-_SOME = 'row_lse > float("-inf")'
 
 
 def undifferentiable(spec: AttentionSpec, learned: Sequence[str]) -> str | None:
     """Why there is no Triton kernel for the gradients; None if there is one. Raises `SpecError` as `backward` does."""
     heads = spec.heads
-    if not isinstance(spec.normalizer, Softmax) or spec.weight != 1:
-        return "the Triton kernel has gradients of the plain softmax only"
+    if isinstance(spec.normalizer, Pointwise) and ex.depends(spec.normalizer.divide, ex.t, ex.a):
+        return "the Triton kernel has no gradient of a divisor that is made from the weights"
     if not heads.k_map == heads.v_map == tuple(h // max(1, heads.q // heads.k) for h in range(heads.q)):
         return "the Triton kernel has gradients of keys where each has its own run of query heads"
-    sink = spec.normalizer.sink
-    for load in ex.loads(spec.gate, *([] if sink is None else [sink])):
-        if load.args[0].name in learned and load != sink:
+    others = {name: e for name, e in spec.expressions.items() if name not in ("score", "keep")}
+    for load in ex.loads(*others.values()):
+        if load.args[0].name in learned and load != others.get("sink"):
             return f"the Triton kernel has no gradient of {load.args[0].name}"
     return None
 
@@ -133,18 +134,35 @@ def _delta(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
 
 def _weights(made: Parts) -> list[str]:
     """From `s` to `p`, the weights, `dlogit`, and `ds`, the gradient of the product of query and key."""
-    spec = made.spec
+    spec, softmax = made.spec, isinstance(made.spec.normalizer, Softmax)
     printer = made.printer.scope()
     slope = printer.cast(printer.visit(derivative(spec.score, ex.s)), "f", True).code
+    lines = [*made.tile, f"dp = tl.dot(grad, tl.trans(values){precision(made.layout)}){_row_factor(spec, printer)}"]
+    if softmax:
+        lines.append(f"p = tl.where(rows_inside & ({SOME_KEY}), tl.exp2((logit - row_lse) * LOG2E), 0.0)")
+        lines.append("kept = p != 0.0")
+    else:
+        lines += [*kept_lines(made), "kept = rows_inside & (kept != 0.0)", "p = tl.where(kept, logit, 0.0)"]
+    lines += printer.body
+    more = ""
+    if spec.weight != 1:
+        factor = printer.scope()
+        weight = factor.cast(factor.visit(spec.weight), "f", True).code
+        change = factor.cast(factor.visit(derivative(spec.weight, ex.s)), "f", True).code
+        more = "" if derivative(spec.weight, ex.s) == 0 else f" + p * dp * {change}"
+        lines += [*factor.body, f"factor = {weight}"]
+    dp = "dp" if spec.weight == 1 else "dp * factor"
+    lines.append(f"dlogit = tl.where(kept, {f'p * ({dp} - delta)' if softmax else dp}, 0.0)")
+    lines.append(f"ds = tl.where(kept, dlogit * {slope}{more}, 0.0)")
+    return [*lines, *([] if spec.weight == 1 else ["p = tl.where(kept, p * factor, 0.0)"])]
+
+
+def _row_factor(spec: AttentionSpec, printer: Printer) -> str:
+    """What a row's result is multiplied by: its gate, and one over its divisor."""
     gate = "" if spec.gate == 1 else f" * {printer.cast(printer.visit(spec.gate), 'f', False).code}"
-    return [
-        *made.tile,
-        f"p = tl.where(rows_inside & ({_SOME}), tl.exp2((logit - row_lse) * LOG2E), 0.0)",
-        f"dp = tl.dot(grad, tl.trans(values){precision(made.layout)}){gate}",
-        "dlogit = tl.where(p == 0.0, 0.0, p * (dp - delta))",
-        *printer.body,
-        f"ds = tl.where(p == 0.0, 0.0, dlogit * {slope})",
-    ]
+    if isinstance(spec.normalizer, Pointwise) and spec.normalizer.divide != 1:
+        gate += f" / {printer.cast(printer.visit(spec.normalizer.divide), 'f', False).code}"
+    return gate
 
 
 def _cast(layout: Layout, code: str) -> str:
@@ -168,7 +186,13 @@ def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tup
     tables = [(f"grad_{c.name}", "float32", len(c.shape)) for c in spec.captures if c.name in learned]
     given = _given(spec, layout, [("dq", layout.dtype, 4), *tables])
     keys, values = tile_loads(spec)
-    body = [*keys, f"s = tl.dot(queries, keys{precision(layout)})", *values, *_weights(made), *_tables(made, learned)]
+    body = [
+        *keys,
+        f"s = tl.dot(queries, keys{precision(layout)})",
+        *values,
+        *_weights(made),
+        *table_gradients(made, learned),
+    ]
     body.append(f"grad_q = tl.dot({_cast(layout, 'ds')}, tl.trans(keys), grad_q{precision(layout)})")
     loop = ["for k0 in range(lo, hi, BLOCK_N):", *indent(body)]
     setup = [*_program(), "d = tl.arange(0, BLOCK_D)", "dv = tl.arange(0, BLOCK_DV)", *_known(spec), *key_bases(spec)]
@@ -180,57 +204,11 @@ def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tup
     main = [
         *setup,
         *visit_calls(loops(made), ["grad_q"], wanted),
-        *_sink(spec, layout, learned),
+        *sink_gradient(spec, layout, learned),
         "dq_base = dq_ptr + tl.cast(b, tl.int64) * dq_stride0 + tl.cast(h, tl.int64) * dq_stride1",
         f"tl.store(dq_base + tl.cast(q, tl.int64) * dq_stride2 + d[None, :] * dq_stride3, grad_q, mask={inside})",
     ]
     return f"{function}\n\n\n{kernel_text('attention_dq', 'dQ of one tile of queries.', given, main)}", given
-
-
-def _place(printer: TritonPrinter, load: ex.Load) -> str:
-    """The address of a load's element in the gradient of its tensor."""
-    name, *indices = load.args
-    terms = [f"grad_{name.name}_ptr"]
-    for i, index in enumerate(indices):
-        value = printer.visit(index)
-        code = value.code if index.is_Integer else printer.cast(value, "l", value.vector).code
-        terms.append(f"{code} * grad_{name.name}_stride{i}")
-    return " + ".join(terms)
-
-
-def _tables(made: Parts, learned: Sequence[str]) -> list[str]:
-    """Add the gradient of every load of a learned table to its place, summed over what the load does not depend on."""
-    lines: list[str] = []
-    for load in ex.loads(made.spec.score):
-        if load.args[0].name not in learned:
-            continue
-        printer = made.printer.scope()
-        factor = printer.cast(printer.visit(derivative(made.spec.score, load)), "f", True).code
-        place = _place(printer, load)
-        lines += [*printer.body, f"part = tl.where(p == 0.0, 0.0, dlogit * {factor})"]
-        if ex.depends(load, ex.k) and ex.depends(load, ex.q):
-            lines.append(f"add_where({place}, part, (p != 0.0) & (k < n_k))")
-        elif ex.depends(load, ex.k):
-            lines.append(f"add_where({place}, tl.sum(part, 0, keep_dims=True), k < n_k)")
-        elif ex.depends(load, ex.q):
-            lines.append(f"add_where({place}, tl.sum(part, 1, keep_dims=True), rows_inside)")
-        else:
-            lines.append(f'tl.atomic_add({place}, tl.sum(part), sem="relaxed")')
-    return lines
-
-
-def _sink(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> list[str]:
-    sink = spec.normalizer.sink if isinstance(spec.normalizer, Softmax) else None
-    if not isinstance(sink, ex.Load) or sink.args[0].name not in learned:
-        return []
-    printer = printer_of(spec, layout)
-    value = printer.visit(sink).code
-    place = _place(printer, sink)
-    return [
-        *printer.row,
-        f"p_sink = tl.where(rows_inside & ({_SOME}), tl.exp2(({value} - row_lse) * LOG2E), 0.0)",
-        f'tl.atomic_add({place}, tl.sum(-p_sink * delta), sem="relaxed")',
-    ]
 
 
 def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
@@ -273,9 +251,9 @@ def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
 def _shares(spec: AttentionSpec, layout: Layout) -> list[str]:
     """What a value's gradient has of each row beside its weight: the gate, and rows without any key."""
     printer = printer_of(spec, layout)
-    gate = "" if spec.gate == 1 else f" * {printer.cast(printer.visit(spec.gate), 'f', False).code}"
+    gate = _row_factor(spec, printer)
     lines = [*printer.row, f"p = p{gate}"] if gate else []
-    if spec.empty_row is EmptyRow.UNIFORM:
+    if spec.empty_row is EmptyRow.UNIFORM and isinstance(spec.normalizer, Softmax):
         nothing = 'rows_inside & (row_lse == float("-inf")) & (k < n_k)'
         lines.append(f"p = tl.where({nothing}, 1.0 / n_k{gate}, p)")
     return lines

@@ -84,6 +84,11 @@ def score_parts(spec: AttentionSpec, layout: Layout) -> Parts:
     return made
 
 
+def kept_lines(made: Parts) -> list[str]:
+    """`kept`: 1 where a key is kept, else 0."""
+    return _logits(made, sp.S.One, "kept", "0.0")
+
+
 def row_ends(spec: AttentionSpec, layout: Layout) -> Parts:
     """`start` and `finish` alone, for a kernel that visits no keys."""
     made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(sp.true))

@@ -88,6 +88,17 @@ _DECODE = {
     (4, 128): ((16, 32, 4, 2), (16, 16, 4, 1)),
     (4, 256): ((16, 16, 4, 1),),
 }
+# As above, for gradients: four products a tile, and two more sums in registers.
+_BACKWARD = {
+    (2, 64): ((64, 64, 4, 2), (32, 64, 4, 2)),
+    (2, 128): ((64, 64, 8, 2), (32, 32, 4, 2)),
+    (2, 256): ((32, 32, 4, 1), (16, 32, 4, 1)),
+    (4, 64): ((32, 32, 4, 1), (16, 32, 4, 1)),
+    (4, 128): ((16, 32, 4, 1), (16, 16, 4, 1)),
+    (4, 256): ((16, 16, 4, 1),),
+}
+# The same for AMD, where it differs.
+_BACKWARD_HIP = {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2))}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _WIDTHS = (64, 128, 256)
 # More query rows than this fill a chip by themselves; fewer keys are not worth a second kernel.
@@ -109,6 +120,15 @@ def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPla
     return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _DECODE[found])
 
 
+def backward_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
+    """As `plans`, for the gradients."""
+    found = _class(dtype, d_qk, d_v)
+    if found is None:
+        return ()
+    own = _BACKWARD_HIP.get(found) if chip.backend == "hip" else None
+    return tuple(TritonPlan(*row, chip.fp32) for row in own or _BACKWARD[found])
+
+
 def _class(dtype: str, d_qk: int, d_v: int) -> tuple[int, int] | None:
     width = max(block_width(d_qk), block_width(d_v))
     found = next((w for w in _WIDTHS if width <= w), None)
@@ -118,3 +138,7 @@ def _class(dtype: str, d_qk: int, d_v: int) -> tuple[int, int] | None:
 def wants_split(chip: Chip, programs: int, rows: int, n_k: int) -> bool:
     """Whether splitting the keys pays: few rows, too few programs for the chip, and keys to share."""
     return rows <= _DECODE_ROWS and programs < 0.8 * chip.processors and n_k >= _DECODE_KEYS
+
+
+# By kind of kernel.
+PLANS = {"forward": plans, "decode": decode_plans, "backward": backward_plans}

@@ -57,7 +57,7 @@ def build(model_type: str, attention: str = "eager", level: int | None = None) -
 
 def _attempt(cls: Any, config: Any, attention: str, level: int) -> Built:
     config._attn_implementation = attention
-    _whole_experts(config)
+    _settle(config)
     if level:
         with torch.device("meta"):
             size = sum(p.numel() for p in cls(config).parameters())
@@ -84,11 +84,13 @@ def _attempt(cls: Any, config: Any, attention: str, level: int) -> Built:
     raise first
 
 
-def _whole_experts(config: Any) -> None:
-    """Experts by batched products: the grouped kernel has no fp64, and a loop over experts cannot be captured."""
+def _settle(config: Any) -> None:
+    """No cache in the outputs. Experts by batched products: the grouped kernel has no fp64, a loop is no one graph."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         if part is not None and hasattr(part, "_experts_implementation"):
             part._experts_implementation = "batched_mm"
+        if part is not None and hasattr(part, "use_cache"):
+            part.use_cache = False
 
 
 @torch.no_grad()

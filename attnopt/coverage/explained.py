@@ -32,6 +32,27 @@ class Explanation:
 
 EXPLANATIONS: tuple[Explanation, ...] = (
     Explanation(
+        r".*", r"^top-k attention", r"gate|router|experts|mlp|moe|feed_forward",
+        "A router: a linear layer of the token makes the scores, and the largest choose experts. No query meets a key.",
+    ),
+    Explanation(
+        r"(mm-)?grounding-dino", r"computed from the scores", r"fusion_layer",
+        "Text and image attend to each other over one set of scores, from which the largest of the whole batch is "
+        "subtracted and which are then clamped to ±50000, twice. What is subtracted needs every score at once, and the "
+        "clamp keeps it from being dropped as a constant of the row.",
+        attention=True,
+    ),
+    Explanation(
+        r"mgp-str", r"talking heads|no contraction of queries", r"a3_module",
+        "A token learner: a convolution of the tokens makes one map for each character, and a softmax over the tokens "
+        "sums them by it. No query meets a key.",
+    ),
+    Explanation(
+        r"swiftformer", r"does not run over the keys", r"attn",
+        "Additive attention: each query is weighed by its product with one learned vector, a softmax over an axis of "
+        "length one, and the queries are summed. No query meets a key.",
+    ),
+    Explanation(
         r"convbert", r"no contraction of queries and keys", r"attention",
         "A dynamic convolution: a linear layer of the token itself makes the kernel that its neighbours are summed "
         "with. No query meets a key.",

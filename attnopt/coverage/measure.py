@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,26 +45,31 @@ def measure(model_type: str, name: str, options: Options, level: int | None = No
 
 
 def _measured(model: Any, inputs: Any, options: Options) -> Row:
-    with torch.no_grad():
-        eager = tensors(model(**inputs))
+    eager = tensors(_run(lambda: model(**inputs)))
     try:
         treated = treat(model, inputs, options)
     except AttnoptError as error:
         return {"status": "not captured", "reason": str(error)}
     row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes}
     row |= {"sites": treated.sites, "missed": treated.missed, "others": treated.others}
-    with torch.no_grad():
-        ours = tensors(treated.run())
-        exact, problem = _golden(model, inputs)
+    ours = tensors(_run(treated.run))
+    exact, problem = _golden(model, inputs)
     row["errors"] = {**errors(ours, eager, exact), **in_double(treated.graphs)}
     if problem:
         row["errors"]["golden"] = problem
     return row
 
 
+def _run(call: Callable[[], Any]) -> Any:
+    """The call with the same noise every time, for models that draw some."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return call()
+
+
 def _golden(model: Any, inputs: Any) -> tuple[Tensors | None, str]:
     try:
-        return golden(model, (), inputs), ""
+        return _run(lambda: golden(model, (), inputs)), ""
     except Exception as error:
         return None, f"the model does not run in fp64: {type(error).__name__}: {str(error).splitlines()[:1]}"
 

@@ -102,7 +102,7 @@ def _head(totals: Totals, rows: Sequence[Row]) -> Iterator[str]:
     for name, value in (
         ("architectures", f"{len(totals.architectures)}"),
         ("of these built and measured", f"{len(totals.built)}"),
-        ("rows (architecture and variant)", f"{sum(r['status'] == 'measured' for r in rows)}"),
+        ("rows measured, by variant", ", ".join(f"{v} {n}" for v, n in _variants(rows).most_common())),
         ("attention sites", f"{totals.sites}"),
         ("fused", f"{totals.fused} ({_percent(totals.fused, totals.sites)})"),
         ("declined", f"{declined}"),
@@ -128,6 +128,10 @@ def _errors(totals: Totals) -> Iterator[tuple[str, str]]:
     for kernel, (units, where) in sorted(totals.worst_by_kernel.items()):
         title = f"largest error in units of eager's, {names.get(kernel, kernel)} ({totals.kernels[kernel]} rows)"
         yield title, f"{units:.2f} ({where})"
+
+
+def _variants(rows: Sequence[Row]) -> Counter[str]:
+    return Counter(row["variant"] for row in rows if row["status"] == "measured")
 
 
 def _percent(part: int, whole: int) -> str:

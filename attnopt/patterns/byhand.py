@@ -96,8 +96,9 @@ def _read(
     constants: Mapping[str, torch.Tensor], fold: int | None,
 ) -> Region | Decline | None:  # fmt: skip
     site = apply(contraction, lambda n: n is operand, constants, fold, stops)
-    if isinstance(site, Decline):
+    if isinstance(site, Decline) or not value(operand).dtype.is_floating_point:
         return None
+    site.lifter.limit = torch.finfo(value(operand).dtype).max
     whole = site.weights
     if contraction is not node:
         outside = ex.as_number(site.lifter.lift(node, site.frame.index))
@@ -160,7 +161,7 @@ def quotient(whole: sp.Expr, lifter: Lifter, known: Mapping[ex.Load, sp.Expr]) -
         factor = _exponents(whole, load, lambda rest, power: sp.exp(rest) * weights.P if power == 1 else None)
         return Quotient(summand, sp.S.Zero, factor) if factor is not None and not factor.has(load) else None
     if op_name(node) == "aten::logsumexp":
-        if split(summand, lifter.finite).empty_row is EmptyRow.UNIFORM:
+        if split(summand, lifter.finite, lifter.limit).empty_row is EmptyRow.UNIFORM:
             return None  # finfo.min less the logarithm of a count is finfo.min again: such a row does not sum to one
         summand = sp.exp(summand)
         found = _exponents(whole, load, lambda rest, power: sp.exp(rest) * _Z**power)

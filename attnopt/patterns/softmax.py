@@ -83,7 +83,7 @@ def _carries(user: fx.Node, current: fx.Node) -> bool:
 def _read(
     node: fx.Node, output: fx.Node, way: set[fx.Node], constants: Mapping[str, torch.Tensor], fold: int | None
 ) -> Region | Decline:
-    site = apply(output, lambda n: n in way or _through(n, way), constants, fold, (node,))
+    site = apply(output, lambda n: n in way, constants, fold, (node,))
     if isinstance(site, Decline):
         return site
     hearts = [load for load in site.weights.atoms(ex.Load) if load.args[0].name == node.name]
@@ -121,11 +121,6 @@ def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
     if changed is None or any(x.has(ex.k) for x in columns) or (columns and changed.factor.has(ex.k)):
         return None
     return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns))
-
-
-def _through(node: fx.Node, way: set[fx.Node]) -> bool:
-    """Whether the node is one step behind the way: a view that only this contraction reads."""
-    return bool(node.args) and op_name(node) in VIEWS and node.args[0] in way
 
 
 def _columns(node: fx.Node, site: Applied, index: Index, dim: int) -> list[Index] | Decline:

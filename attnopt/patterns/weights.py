@@ -125,7 +125,7 @@ def guarded(logit: sp.Expr, lifter: Lifter) -> Masked:
         masked = split(inner, lifter.finite)
         if isinstance(some, Some) and fill.is_number and fill.is_finite and _same(some.args[0], masked.keep):
             return replace(masked, empty_row=EmptyRow.UNIFORM)
-    return split(logit, lifter.finite, lifter.limit)
+    return split(ex.canon(logit), lifter.finite, lifter.limit)
 
 
 # --- together with the mask of the scores ----------------------------------------------------------

@@ -40,7 +40,7 @@ def gradients(
 
 
 @contextlib.contextmanager
-def _recording(device: str) -> Iterator[None]:
+def recording(device: str) -> Iterator[None]:
     """Record gradients although this runs inside an operator, below the autograd keys, and without autocast."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradFunctionality", "ADInplaceOrView", "AutogradOther", "AutogradNestedTensor"):
@@ -67,7 +67,7 @@ def _accumulate(
         for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
     ]
     q, k, v, *captures = leaves
-    with _recording(q.device.type):
+    with recording(q.device.type):
         sample = Sample(batch=batch, whole_batch=tensors[0].shape[0])
         cheap = linear.chosen(spec, q, k)
         if cheap is None:

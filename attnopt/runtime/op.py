@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnopt import expr as ex
 from attnopt.errors import AttnoptError
-from attnopt.runtime import dispatch
+from attnopt.runtime import dispatch, triton_gradient
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.seed import seeded
 from attnopt.spec import AttentionSpec
@@ -100,6 +100,11 @@ def _run_backward(
     captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
+    if q.is_cuda:
+        given = (_parsed(spec), grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+        found = triton_gradient.gradients(*given, dispatch.current().warn)
+        if found is not None:
+            return found
     return gradients(_parsed(spec), grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
 
 

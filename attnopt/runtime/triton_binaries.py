@@ -29,6 +29,7 @@ class Binary:
 
     kernel: TritonKernel
     chip: Chip
+    entry: str
     code: bytes
     about: Mapping[str, Any]
 
@@ -36,7 +37,7 @@ class Binary:
         """As Triton's compiled kernel: `restored[grid](*arguments)` launches it. Touches no driver before that."""
         from triton.compiler import CompiledKernel
 
-        entry = self.kernel.entries[0]
+        entry = next(e for e in self.kernel.entries if e.name == self.entry)
         with tempfile.TemporaryDirectory(prefix="attnopt-") as folder:
             files = [f"{entry.name}.json", f"{entry.name}.{self.chip.binary}"]
             names = {name: Path(folder, name) for name in files}
@@ -51,7 +52,8 @@ def write(folder: Path, made: Iterable[tuple[str, AttentionSpec, TritonKernel, C
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, spec, kernel, compiled in made:
-        stem = f"{name}_{kernel.layout.dtype}_{compiled.chip.name}_{kernel.key[:8]}"
+        part = compiled.entry.removeprefix("attention_")
+        stem = f"{name}_{part}_{kernel.layout.dtype}_{compiled.chip.name}_{kernel.key[:8]}"
         (folder / f"{stem}.{compiled.chip.binary}").write_bytes(compiled.binary)
         (folder / f"{stem}.py").write_text(kernel.source, encoding="utf-8")
         rows.append(_row(name, stem, spec, kernel, compiled))
@@ -64,6 +66,7 @@ def _row(name: str, stem: str, spec: AttentionSpec, kernel: TritonKernel, made: 
     return {
         "name": name,
         "arch": made.chip.name,
+        "kind": kernel.kind,
         "file": f"{stem}.{made.chip.binary}",
         "sha256": hashlib.sha256(made.binary).hexdigest(),
         "spec": spec.text,
@@ -112,7 +115,7 @@ def _binary(folder: Path, row: Mapping[str, Any]) -> Binary:
         raise CacheError(f"{name} in {folder} was altered or truncated. Compile it again: attnopt aot.")
     spec = AttentionSpec.parse(row["spec"])
     layout = Layout(row["layout"]["dtype"], tuple(CaptureLayout(**c) for c in row["layout"]["captures"]))
-    kernel = generator.emit(spec, layout, TritonPlan(**row["plan"]))
+    kernel = generator.EMIT[row["kind"]](spec, layout, TritonPlan(**row["plan"]))
     if kernel.key != row["text"]:
         raise CacheError(f"{name} in {folder} was made from another text than this attnopt generates.")
-    return Binary(kernel, CHIPS[row["arch"]], code, row["metadata"])
+    return Binary(kernel, CHIPS[row["arch"]], str(row["entry"]), code, row["metadata"])

@@ -66,9 +66,13 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
 def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
     if not options.aot_dir:
         return None
-    wanted = (spec.key, layout, chip)
+    wanted = (spec.key, layout, chip, "forward")
     try:
-        found = (b for b in read(Path(options.aot_dir)) if (b.kernel.spec_key, b.kernel.layout, b.chip) == wanted)
+        found = (
+            b
+            for b in read(Path(options.aot_dir))
+            if (b.kernel.spec_key, b.kernel.layout, b.chip, b.kernel.kind) == wanted
+        )
         return next(found, None)
     except CacheError as error:
         raise CompileError(str(error)) from error
@@ -102,10 +106,10 @@ class TritonBackend:
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
         """`out` in its final layout, and lse if the spec returns it. Raises `CompileError` if no kernel runs."""
-        far = self._far(q, k, v, scalars)
-        if far:
-            raise CompileError(far)
-        with _on(q.device):
+        problem = far(q, k, v, scalars, max(x.plan.block_n for x in (*self.kernels, *self.split)))
+        if problem:
+            raise CompileError(problem)
+        with on(q.device):
             if self.split and self._wants_split(q, k):
                 more = {"processors": self.chip.processors}
                 return self._launch(self.split, (q, k, v, *captures, *scalars), more)
@@ -147,17 +151,16 @@ class TritonBackend:
         """Which load leaves its tensor at these sizes, in words; None if none does."""
         return outside(self.spec, q, k, captures, scalars, data_only)
 
-    def _far(self, q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int]) -> str | None:
-        """Why offsets or coordinates need more bits than the kernel has; None if they do not."""
-        if max(q.shape[2], k.shape[2]) >= _PLACE:
-            return f"a length of {max(q.shape[2], k.shape[2])} is more than the Triton kernel counts to"
-        if any(abs(int(x)) >= _SCALAR for x in scalars):
-            return "a scalar is larger than the Triton kernel's integers"
-        block = self.kernel.plan.block_n
-        for t in (k, v):
-            if abs(t.stride(2)) * block + abs(t.stride(3)) * t.shape[3] >= _OFFSET:
-                return "keys lie further apart than the Triton kernel's offsets reach"
-        return None
+
+def far(q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int], block: int) -> str:
+    """Why offsets or coordinates need more bits than a kernel has; empty if they do not."""
+    if max(q.shape[2], k.shape[2]) >= _PLACE:
+        return f"a length of {max(q.shape[2], k.shape[2])} is more than the Triton kernel counts to"
+    if any(abs(int(x)) >= _SCALAR for x in scalars):
+        return "a scalar is larger than the Triton kernel's integers"
+    if any(abs(t.stride(2)) * block + abs(t.stride(3)) * t.shape[3] >= _OFFSET for t in (k, v)):
+        return "keys lie further apart than the Triton kernel's offsets reach"
+    return ""
 
 
 def usual(q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor]) -> bool:
@@ -168,7 +171,7 @@ def usual(q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor]) -> bool:
     return width % 16 == v.shape[3] % 16 == 0 and not any(t.data_ptr() % 16 for t in (q, k, v, *captures))
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Kernels are launched on the current device, so this one has to be it."""
     if torch.cuda.device_count() < 2:
         return contextlib.nullcontext()

@@ -42,6 +42,18 @@ def test_specs_fit_the_chip(chip: str, names: tuple[str, ...]) -> None:
     assert all(chip in line and "registers" in line for line in said)
 
 
+@pytest.mark.parametrize("kind", ["decode", "backward"])
+@pytest.mark.parametrize("chip", CHIPS if ALL else ["sm_90"])
+def test_decodes_and_gradients_fit_the_chip(chip: str, kind: str) -> None:
+    said: list[str] = []
+    names = tuple(SPECS) if ALL else ("causal",)
+    found = list(build(((n, SPECS[n]) for n in names), [CHIPS[chip]], "bfloat16", said.append, (kind,)))
+    assert all(made.problem is None for *_, made in found)
+    assert any(PRODUCTS[chip] in made.instructions or "mma.sync" in made.instructions for *_, made in found)
+    assert {kernel.kind for _, _, kernel, _ in found} == {kind}
+    assert {name for name, *_ in found} == set(names)
+
+
 def needs(shared: dict[int, int]) -> Callable[..., Compiled]:
     """A compiler whose kernels need so much shared memory by their tile of keys."""
 

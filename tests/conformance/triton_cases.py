@@ -49,9 +49,9 @@ _KEPT = sp.Ne(ex.load("pad", b, k, integer=True), 0)
 _SIGMOID = 1 / (1 + sp.exp(-_S))
 
 EXTRA: tuple[Case, ...] = (
-    _case("sigmoid", score=_SIGMOID, normalizer=Pointwise(), keep=_CAUSAL),
+    _case("sigmoid_causal", score=_SIGMOID, normalizer=Pointwise(), keep=_CAUSAL),
     _case("relu_mean", score=ex.Maximum(_S, 0), normalizer=Pointwise(ex.Maximum(ex.t, sp.Rational(1, 8)))),
-    _case("signed", score=_S, normalizer=Pointwise(ex.Maximum(ex.a, 1)), keep=_CAUSAL, returns=("lse",)),
+    _case("signed_causal", score=_S, normalizer=Pointwise(ex.Maximum(ex.a, 1)), keep=_CAUSAL, returns=("lse",)),
     _case("decayed", score=_S * ex.Where(_CAUSAL, sp.exp((k - q) * sp.Rational(1, 8)), 0), normalizer=Pointwise(n_k)),
     _case("weight", weight=sp.exp((k - q) * sp.Rational(1, 16)), keep=_CAUSAL, empty_row=EmptyRow.ZERO),
     _case("dropped_keys", (_ids(torch.bool),), _PAD, weight=ex.Where(_KEPT, sp.Rational(3, 2), 0)),

@@ -157,7 +157,7 @@ def test_kernels_compiled_ahead_are_used_where_they_fit(
     qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready, backend = Recorder(), build(LSE, HALF, CHIPS["sm_90"], Options())
-    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], b"", {}), ready
+    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], "attention_forward", b"", {}), ready
     monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
     backend(*qkv, (), ())
     assert ready.calls[0][2] == {}

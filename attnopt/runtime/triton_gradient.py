@@ -1,0 +1,172 @@
+"""Gradients by Triton kernels on CUDA tensors; None where there are none, and the reference takes over."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnopt.codegen import triton
+from attnopt.codegen.base import Layout
+from attnopt.codegen.cpp_loads import k_axes
+from attnopt.codegen.triton_plans import Chip, backward_plans, plans
+from attnopt.errors import AttnoptError, CompileError
+from attnopt.runtime.gradient import recording
+from attnopt.runtime.native import layout_of
+from attnopt.runtime.reference import reference
+from attnopt.runtime.triton_launch import chip_of, far, on
+from attnopt.runtime.triton_load import load
+from attnopt.runtime.validate import compare
+from attnopt.spec import AttentionSpec
+
+# Queries and keys of the problem on which kernels are compared with the reference before their first use.
+_SAMPLE = 80
+
+
+@dataclass
+class Kernels:
+    """The kernels of one spec, layout, chip and set of learned captures; `problem` is why they may not be used."""
+
+    spec: AttentionSpec
+    layout: Layout
+    chip: Chip
+    learned: tuple[str, ...]
+    problem: str = ""
+    checked: bool = False
+    forward: list[triton.TritonKernel] = field(default_factory=list)
+    backward: list[triton.TritonKernel] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        heads = self.spec.heads
+        self.problem = triton.supports_backward(self.spec, self.layout, self.learned) or ""
+        if not self.problem:
+            about = (self.chip, self.layout.dtype, heads.d_qk, heads.d_v)
+            self.forward = [triton.emit(self.spec, self.layout, plan) for plan in plans(*about)]
+            found = backward_plans(*about)
+            self.backward = [triton.emit_backward(self.spec, self.layout, plan, self.learned) for plan in found]
+            if not self.forward or not self.backward:
+                self.problem = f"no plan for heads of {heads.d_qk}/{heads.d_v} fits {self.chip.name}"
+
+    def run(
+        self, grad: Tensor, dlse: Tensor | None, tensors: Sequence[Tensor], scalars: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Gradients of q, k, v and the learned captures by their place among the tensors. Raises `CompileError`."""
+        out, lse = _first_that_fits(self.forward, "attention", (*tensors, *scalars))
+        given = (*tensors, *scalars, out, lse, grad, dlse)
+        dq, dk, dv, *tables = _first_that_fits(self.backward, "attention_backward", given)
+        names = [c.name for c in self.spec.captures]
+        places = sorted(3 + names.index(name) for name in self.learned)
+        return {0: dq, 1: dk, 2: dv, **dict(zip(places, tables, strict=True))}
+
+
+def _first_that_fits(kernels: list[triton.TritonKernel], name: str, arguments: tuple[Any, ...]) -> Any:
+    while True:
+        try:
+            return getattr(load(kernels[0]), name)(*arguments)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources" or len(kernels) == 1:
+                text = str(error).strip().splitlines() or [repr(error)]
+                raise CompileError(f"Triton: {text[-1][:300]}") from error
+            kernels.pop(0)
+
+
+_KNOWN: dict[Any, Kernels] = {}
+_LOCK = threading.Lock()
+
+
+def gradients(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    warn: Callable[[str], None],
+) -> list[Tensor] | None:
+    """Gradients of the tensors (q, k, v, captures...) that `needs` marks, contiguous and in their dtypes.
+
+    None, and a warning with the reason, where the kernels do not exist, do not run here or disagree with the
+    reference on a small part of the inputs.
+    """
+    q, k, v, *captures = tensors
+    if not q.numel() or not k.shape[2] or not any(needs):
+        return None
+    try:
+        kernels = _kernels(spec, q, captures, needs)
+        problem = kernels.problem or far(q, k, v, scalars, kernels.backward[0].plan.block_n)
+        if not problem:
+            with on(q.device), torch.no_grad():
+                if not kernels.checked:
+                    kernels.problem = problem = _disagrees(kernels, grad, dlse, tensors, scalars, needs)
+                    kernels.checked = True
+                if not problem:
+                    found = kernels.run(grad, dlse, tensors, scalars)
+                    return [found[i].to(t.dtype) for i, t in enumerate(tensors) if needs[i]]
+    except AttnoptError as error:
+        problem = str(error)
+    warn(f"no Triton kernel for these gradients: {problem.rstrip('.')}. The reference computes them instead.")
+    return None
+
+
+def _kernels(spec: AttentionSpec, q: Tensor, captures: Sequence[Tensor], needs: Sequence[bool]) -> Kernels:
+    wanted = replace(spec, returns=("lse",))
+    learned = tuple(c.name for c, needed in zip(spec.captures, needs[3:], strict=True) if needed)
+    layout, chip = layout_of(k_axes(spec), q, captures), chip_of(q.device)
+    key = (spec.key, layout, chip, learned)
+    with _LOCK:
+        if key not in _KNOWN:
+            _KNOWN[key] = Kernels(wanted, layout, chip, learned)
+        return _KNOWN[key]
+
+
+def _disagrees(
+    kernels: Kernels,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+) -> str:
+    """Why the kernels are not trusted, judged on the first queries and keys; empty if they are."""
+    q, k, v, *captures = tensors
+    rows, keys = min(q.shape[2], _SAMPLE), min(k.shape[2], _SAMPLE)
+    few = [q[:, :, :rows], k[:, :, :keys], v[:, :, :keys], *captures]
+    grads = grad[:, :, :rows], None if dlse is None else dlse[:, :, :rows].contiguous()
+    found = kernels.run(*grads, few, scalars)
+    golden, eager = (expected(kernels.spec, *grads, few, scalars, needs, x) for x in (torch.float64, q.dtype))
+    places = [i for i, needed in enumerate(needs) if needed]
+    for place, g, e in zip(places, golden, eager, strict=True):
+        verdict = compare(g, e, found[place].to(few[place].dtype), gradients=True)
+        if not verdict.ok:
+            name = ("q", "k", "v", *(c.name for c in kernels.spec.captures))[place]
+            return f"the gradient of {name} disagrees with the reference ({verdict})"
+    return ""
+
+
+def expected(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    work: torch.dtype,
+) -> list[Tensor]:
+    """The gradients that `needs` marks, through the reference, computed in `work`."""
+    leaves = [
+        (t.detach().to(work) if place < 3 else t.detach().clone()).requires_grad_(needed)
+        for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
+    ]
+    q, k, v, *captures = leaves
+    with recording(q.device.type):
+        results = reference(spec, q, k, v, captures, scalars, compute=work)
+    pairs = [
+        (r, g.to(r.dtype)) for r, g in zip(results, (grad, dlse), strict=True) if g is not None and r.requires_grad
+    ]
+    wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
+    outputs, weights = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))
