@@ -97,10 +97,11 @@ def _absorb(expr: Boolean) -> Boolean:
 
 def _where(c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr:
     """A test without negation at its head, so that both spellings of a mask agree."""
-    if isinstance(y, Where) and y.args[0] == c:
-        y = y.args[2]
-    if isinstance(x, Where) and x.args[0] == c:
-        x = x.args[1]
+    opposite = _negate(c)
+    if isinstance(y, Where) and y.args[0] in (c, opposite):
+        y = y.args[2 if y.args[0] == c else 1]
+    if isinstance(x, Where) and x.args[0] in (c, opposite):
+        x = x.args[1 if x.args[0] == c else 2]
     loaded = isinstance(c, (sp.Eq, sp.Ne)) and isinstance(c.args[0], IntLoad)
     negated = isinstance(c, sp.Eq) if loaded else isinstance(c, (sp.Not, sp.Ne, sp.Or))
     if negated:
@@ -152,7 +153,7 @@ def _equality(rel: sp.Basic, e: sp.Expr) -> Boolean:
         return sp.true if (e == 0) == isinstance(rel, sp.Eq) else sp.false
     if rel.func(e, 0) in (sp.true, sp.false):  # `1 - 2*k == 0` never holds over the integers
         return rel.func(e, 0)
-    return rel.func(min((e, sp.expand(-e)), key=_text), 0, evaluate=False)
+    return rel.func(min((_canon(e), _canon(sp.expand(-e))), key=_text), 0, evaluate=False)
 
 
 def _nonnegative(e: sp.Expr) -> Boolean:

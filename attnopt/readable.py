@@ -51,6 +51,8 @@ def _show_relation(rel: sp.Basic) -> str:
         return f"not {show(lhs)}"
     if rhs == 0 and isinstance(lhs, sp.Add):
         minus = [t for t in lhs.args if t.could_extract_minus_sign()]
+        if not minus:
+            return f"{show(lhs)} {_INFIX[rel.func]} 0"
         left, right = sp.Add(*[-t for t in minus]), sp.Add(*[t for t in lhs.args if t not in minus])
         sign = {sp.Gt: "<", sp.Ge: "<="}.get(rel.func, _INFIX[rel.func])
         return f"{show(left)} {sign} {show(right)}"

@@ -25,10 +25,11 @@ def _second(other: torch.Tensor, table: torch.Tensor, seen: torch.Tensor) -> tor
 
 def test_the_same_attention_has_the_same_captures() -> None:
     specs = [attnopt.explain(Function(f), (Q, BIAS, PAD)).sites[0].spec for f in (_first, _second)]
-    assert specs[0] is not None and specs[0] == specs[1]
+    assert specs[0] is not None
+    assert specs[0] == specs[1]
     assert [(c.name, c.kind, c.shape) for c in specs[0].captures] == [
-        ("bias", "float", (3, 5, 5)),
         ("mask", "bool", (2, 5)),
+        ("bias", "float", (3, 5, 5)),
     ]
 
 
