@@ -151,9 +151,7 @@ def compile_with_dynamo(
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
     with dispatch.use(settings.options):
-        sites = tuple(
-            replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites
-        )
+        sites = tuple(replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites)
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
     notes += tuple(note for report in compiled.backend.reports for note in report.notes)
     return compiled, Report(sites, type(fast._source).__name__, notes)

@@ -70,6 +70,7 @@ def test_weights_carry_a_factor_after_the_softmax() -> None:
 def test_terms_that_are_added_must_fit() -> None:
     spec = AttentionSpec(HEADS, merge=(AttentionSpec(HEADS, gate=sp.S.NegativeOne),))
     spec.verify()
-    assert AttentionSpec.parse(spec.text) == spec and len(spec.terms) == 2
+    assert AttentionSpec.parse(spec.text) == spec
+    assert len(spec.terms) == 2
     with pytest.raises(SpecError, match="must agree"):
         AttentionSpec(HEADS, merge=(AttentionSpec(Heads(3, 3, 3, 4, 4)),)).verify()

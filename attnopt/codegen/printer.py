@@ -188,7 +188,7 @@ class Printer:
         return self._template(row, [self.visit(a) for a in args])
 
     def _ordered(self, expr: sp.Basic) -> list[sp.Basic]:
-        """Arguments in a stable order that loses no digits; then scalars first, so that they meet before any broadcast."""
+        """Arguments in a stable order that loses no digits; then scalars first: they meet before any broadcast."""
         weight = ex.magnitude if isinstance(expr, sp.Add) else lambda a: ()
         return sorted(expr.args, key=lambda a: (weight(a), ex.depends(a, ex.k, ex.s), not a.is_number, show(a)))
 

@@ -7,6 +7,7 @@ That is proven by looking at every element. A buffer may be changed later, so wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,9 +171,9 @@ def _repeatable(node: fx.Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return getattr(target, "__name__", "") == "getitem"
     seen = node.meta.get("val")
-    if isinstance(seen, torch.Tensor):
-        if not all(isinstance(n, int) for n in seen.shape) or seen.numel() > _MOST_ELEMENTS:
-            return False
+    sizes = seen.shape if isinstance(seen, torch.Tensor) else ()
+    if not all(isinstance(n, int) for n in sizes) or math.prod(sizes) > _MOST_ELEMENTS:
+        return False
     if "empty" in target._schema.name or target._schema.is_mutable or _DRAWN in target.tags:
         return False
     return target.namespace == "aten"

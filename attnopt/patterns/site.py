@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy as sp
@@ -102,7 +102,7 @@ class Parts:
     gate: sp.Expr = sp.S.One
     dropout: float = 0.0
     product: fx.Node | None = None
-    normalizer: Normalizer = Softmax()
+    normalizer: Normalizer = field(default_factory=Softmax)
     weight: sp.Expr = sp.S.One
 
 

@@ -71,7 +71,8 @@ def _agrees(found: Masked, logit: sp.Expr) -> None:
 def test_two_minima_that_overflow_drop_for_good_what_both_drop(other: sp.Basic) -> None:
     logit = ex.Where(KEPT, s, MIN) + ex.Where(other, sp.S.Zero, MIN)
     found = split(logit, limit=torch.finfo(torch.float32).max)
-    assert found.keep == ex.canon(sp.Or(KEPT, other)) and found.empty_row is EmptyRow.NAN
+    assert found.keep == ex.canon(sp.Or(KEPT, other))
+    assert found.empty_row is EmptyRow.NAN
     _agrees(found, logit)
     assert split(logit, limit=torch.finfo(torch.float64).max).keep == sp.true
 

@@ -69,7 +69,10 @@ def test_snapping_keeps_what_is_not_finite_and_passes_the_gradient() -> None:
 def test_sigmoid_and_softplus_neither_overflow_nor_lose_digits() -> None:
     s = torch.tensor([-200.0, -20.0, 0.0, 20.0, 200.0], requires_grad=True)
     axes = {c: torch.arange(1) for c in ex.COORDINATES}
-    for expr, run in ((1 / (1 + sp.exp(-ex.s)), torch.sigmoid), (sp.log(1 + sp.exp(ex.s)), torch.nn.functional.softplus)):
+    for expr, run in (
+        (1 / (1 + sp.exp(-ex.s)), torch.sigmoid),
+        (sp.log(1 + sp.exp(ex.s)), torch.nn.functional.softplus),
+    ):
         found, expected = evaluate(expr, Scope(axes, {}, {}, s, torch.float32)), run(s)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
         gradients = [torch.autograd.grad(x.sum(), s)[0] for x in (found, expected)]
