@@ -8,7 +8,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test triton check golden format clean
+.PHONY: help env run test triton check sanitize golden format clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -38,6 +38,13 @@ check: $(STAMP) ## Lint, format, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sanitize: $(STAMP) ## The generated kernels over the conformance list under ASan and UBSan
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	ATTNOPT_TEST_CXXFLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=alignment" \
+	$(BIN)/python -m pytest -q tests/codegen/test_cpp_skeleton.py tests/codegen/test_cpp_stream.py \
+		tests/codegen/test_cpp_rows.py tests/codegen/test_cpp_driver.py
 
 golden: $(STAMP) ## Rewrite the golden files; review the diff before committing it
 	$(BIN)/python -m pytest -q --update-golden

@@ -48,6 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", metavar="PATH", help="also write the figures as JSON")
     demo.set_defaults(run=_demo)
 
+    bench = commands.add_parser("bench", help="measure the kernels against what people run today, in one process")
+    bench.add_argument("device", choices=("cpu",), help="where to measure")
+    bench.add_argument("--only", action="append", default=[], metavar="TEXT", help="rows whose name contains it")
+    bench.add_argument("--quick", action="store_true", help="shorter sequences and fewer repeats")
+    bench.add_argument("--threads", type=_positive, default=1, help="threads to measure with (1)")
+    bench.add_argument("--flex", action="store_true", help="also measure compiled FlexAttention")
+    for name, text in (("json", "the figures"), ("markdown", "the table"), ("plot", "a picture")):
+        bench.add_argument(f"--{name}", metavar="PATH", help=f"write {text}")
+    bench.set_defaults(run=_bench)
+
     explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
     explain.add_argument("target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE")
     explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
@@ -82,6 +92,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
     return int(text)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from attnopt.bench.run import bench
+
+    for path in filter(None, (arguments.json, arguments.markdown, arguments.plot)):
+        _writable(path)
+    names = ("only", "quick", "threads", "flex", "json", "markdown", "plot")
+    return bench(**{name: getattr(arguments, name) for name in names})
 
 
 def _demo(arguments: argparse.Namespace) -> int:

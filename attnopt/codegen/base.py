@@ -27,12 +27,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule of a CPU kernel: tile of queries by keys, vector lanes, rows of the register tile."""
+    """The schedule of a CPU kernel.
+
+    Attributes:
+        block_q: queries of a tile; in the `stream` form rows of all heads of a group.
+        block_k: keys of a tile.
+        lanes: floats of a vector: 4, 8 or 16.
+        rows: rows of the register tile.
+        form: `tile` packs keys and values for many queries; `stream` reads them once, in place, for few.
+    """
 
     block_q: int = 48
     block_k: int = 128
     lanes: int = 8
     rows: int = 6
+    form: str = "tile"
 
 
 @dataclass(frozen=True)

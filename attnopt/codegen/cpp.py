@@ -19,7 +19,8 @@ from attnopt.codegen.cpp_holes import capture_types, fill
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
 from attnopt.codegen.cpp_rows import ENDS
-from attnopt.codegen.cpp_skeleton import SKELETON, TILE
+from attnopt.codegen.cpp_skeleton import COMMON, TILE, TILE_BLOCKS
+from attnopt.codegen.cpp_stream import STREAM, STREAM_BLOCKS, STREAM_DRIVER
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, EmptyRow, Softmax
 
@@ -40,6 +41,10 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
+_FORMS = {
+    "tile": COMMON + TILE_BLOCKS + PACKING + ENDS + TILE + DRIVER,
+    "stream": COMMON + ENDS + STREAM_BLOCKS + STREAM + STREAM_DRIVER,
+}
 _ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
 _WORDS = """
@@ -101,7 +106,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: Plan | None = None, source_n
             prelude(plan.lanes, half),
             _constants(spec, layout, plan, holes),
             _args(spec, layout),
-            _fill(SKELETON + PACKING + ENDS + TILE + DRIVER, holes),
+            _fill(_FORMS[plan.form], holes),
             _entry(spec, layout),
         ]
     )
@@ -134,7 +139,7 @@ def _header(spec: AttentionSpec, layout: Layout, plan: Plan, note: str) -> str:
         f"spec    {spec}",
         f"key     {spec.key}",
         f"layout  {layout.dtype}{'; ' + captures if captures else ''}",
-        f"plan    {plan.block_q} queries x {plan.block_k} keys, {plan.lanes} lanes, {plan.rows} rows",
+        f"plan    {plan.form}: {plan.block_q} queries x {plan.block_k} keys, {plan.lanes} lanes, {plan.rows} rows",
     ]
     if note:
         lines.append(f"source  {note}")
@@ -147,13 +152,18 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
     width = -(-heads.d_v // plan.lanes) * plan.lanes
     block_q = -(-plan.block_q // plan.rows) * plan.rows
     block_k = -(-plan.block_k // panel) * panel
+    stream = plan.form == "stream"
+    tile = "kBlockQ" if stream else "kBlockQ + kRows"
+    note = "" if stream else "  // a few rows more than a block are still one tile"
+    depth = -(-heads.d_qk // plan.lanes) * plan.lanes if stream else heads.d_qk
     shared = "true" if heads.k == heads.v and heads.k_map == heads.v_map else "false"
     return f"""\
 // ---- this attention -------------------------------------------------------------------------------
 typedef {_ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
 constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
-constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kTileQ = {tile};{note}
+constexpr int kDepth = {depth};  // row of a query in the scratch memory
 constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = {width};  // kDv in whole vectors
 constexpr float kScale = {holes["SCALE"]};  // constant factor of the scores, folded into q

@@ -23,16 +23,6 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
   }
 }
 
-// The mean of all values of a query head's value head.
-void average(const Args& a, int64_t b, int64_t h, float* mean) {
-  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
-  for (int d = 0; d < kDv; ++d) {
-    double total = 0;
-    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
-    mean[d] = float(total / double(a.n_k));
-  }
-}
-
 // Values as fp32 panels [kWidth / kPanel][n_k][kPanel], zero beyond kDv; the last panel may be one vector wide.
 void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
   const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
@@ -40,6 +30,11 @@ void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
     const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
     const int valid = kDv - column < width ? kDv - column : width;
     for (int64_t k = 0; k < a.n_k; ++k, panels += width) {
+      const Element* from = values + k * a.v_stride[2] + column;
+      if (a.v_stride[3] == 1 && valid == kPanel) {
+        for (int i = 0; i < kPanel; i += kLanes) store(panels + i, load_f<false>(from + i, kLanes));
+        continue;
+      }
       if (valid < width) memset(panels, 0, sizeof(float) * width);
       read_row(values + k * a.v_stride[2] + column * a.v_stride[3], a.v_stride[3], valid, 1.0f, panels);
     }
@@ -69,6 +64,22 @@ void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const f
   query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
+// Asks for the rows of what is computed next: small heads are over before the hardware has seen where they lead.
+template <class T> INLINE void fetch(const T* base, const int64_t* stride, int64_t rows, int width) {
+  if (stride[3] != 1) return;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + i * stride[2] + d);
+}
+INLINE void fetch_head(const Args& a, int64_t item) {
+  if (a.n_k > kBlockK || a.n_q > kTileQ || item >= a.n_b * kKeyHeads) return;
+  const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
+  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, a.n_k, kD);
+  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, a.n_k, kDv);
+  if (kHeads != kKeyHeads) return;
+  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, a.n_q, kD);
+  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, a.n_q, kDv);
+}
+
 // Many key heads: each thread packs one and serves all its queries from its own cache.
 void by_key_head(const Args& a, const Buffers& buffers, int threads) {
   const Cut cut = cut_queries(a.n_q);
@@ -81,6 +92,7 @@ void by_key_head(const Args& a, const Buffers& buffers, int threads) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
       pack_values(a, b, head, values);
+      fetch_head(a, item + 1);
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)

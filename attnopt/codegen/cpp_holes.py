@@ -101,21 +101,54 @@ def _range(split: tiles.Tiles, spec: AttentionSpec, loader: CppLoader) -> str:
     return indent([*printer.row, f"return {{{', '.join(ends)}}};"], 2)
 
 
+_COPIES = "  Element keys[kBlockK * kDepth], values[kBlockK * kWidth];"
+
+
 def _dispatch(plan: Plan) -> dict[str, str]:
-    """Tables of blocks by the number of vectors and of rows: `plan.rows` rows, and smaller ones for the last rows."""
+    """Tables of the blocks of `plan.rows` rows and of smaller ones for the last rows of a tile."""
+    if plan.form == "stream":
+        sizes = [n for n in (1, 2, 4, 8, 16) if n <= plan.rows]
+        tables = [_table(f"k{kind}[{plan.rows + 1}]", f"{kind}Block", [_row_of(f"{kind.lower()}_block<{{n}}>", sizes)])
+                  for kind in ("Score", "Value")]  # fmt: skip
+        return {
+            "STREAM_DISPATCH": "\n".join(tables),
+            "FOLD": indent(_fold(plan.lanes), 2),
+            "BLOCK_OF": "r",
+            "COPIES": _COPIES,
+        }
     sizes = sorted({plan.rows, *[n for n in (4, 2, 1) if n < plan.rows]})
-    texts = {}
-    for hole, kind in (("SCORE_DISPATCH", "score"), ("VALUE_DISPATCH", "value")):
-        name = kind.capitalize()
-        rows = [
-            ", ".join(
-                f"{kind}_block<{next(n for n in sizes if n >= rows)}, {vectors}>" for rows in range(1, plan.rows + 1)
-            )
-            for vectors in (1, 2)
-        ]
-        entries = ",\n".join(f"  {{nullptr, {row}}}" for row in rows)
-        texts[hole] = f"const {name}Block k{name}[2][{plan.rows + 1}] = {{\n{entries}}};"
-    return texts
+    tables = [
+        _table(f"k{kind}[2][{plan.rows + 1}]", f"{kind}Block",
+               [_row_of(f"{kind.lower()}_block<{{n}}, {vectors}>", sizes) for vectors in (1, 2)])
+        for kind in ("Score", "Value")
+    ]  # fmt: skip
+    return {"TILE_DISPATCH": "\n".join(tables), "BLOCK_OF": "r / kRows", "COPIES": "",
+            "ONES": ", ".join(["1.0f"] * plan.rows)}  # fmt: skip
+
+
+def _row_of(call: str, sizes: list[int]) -> str:
+    """One entry for each number of rows: the smallest block that holds them."""
+    blocks = (call.format(n=next(n for n in sizes if n >= rows)) for rows in range(1, sizes[-1] + 1))
+    return f"{{nullptr, {', '.join(blocks)}}}"
+
+
+def _table(name: str, kind: str, rows: list[str]) -> str:
+    inner = rows[0] if len(rows) == 1 else "{\n" + ",\n".join(f"  {row}" for row in rows) + "}"
+    return f"const {kind} {name} = {inner};"
+
+
+def _fold(lanes: int) -> list[str]:
+    """Pairwise sums until one vector is left; the masks keep the sums in the order of the vectors."""
+    lines = []
+    width = lanes // 2
+    while width:
+        low = [s + i + o for s in range(0, lanes, 2 * width) for o in (0, lanes) for i in range(width)]
+        high = [n + width for n in low]
+        masks = (", ".join(map(str, m)) for m in (low, high))
+        shuffles = " + ".join(f"SHUFFLE(x[i], x[i + {width}], {m})" for m in masks)
+        lines += [f"for (int i = 0; i < {width}; ++i)", f"  x[i] = {shuffles};"]
+        width //= 2
+    return lines
 
 
 def capture_types(spec: AttentionSpec, layout: Layout) -> list[tuple[str, str, int]]:

@@ -23,6 +23,21 @@ _EMPTY = """\
     return;
   }}"""
 _AVERAGE = "    if (!t.averaged) average(a, b, h, t.mean);\n    t.averaged = true;\n"
+_KEEP_MAX = """\
+  part.max = t.max[r];
+  part.sum = sum_lanes(load(t.sum + r * kLanes));"""
+_JOIN_MAX = """\
+  const float old = t.max[r], next = part.max > old ? part.max : old, shift = next == -INFINITY ? 0.0f : next;
+  const float mine = exp_negative(splat_f(old - shift))[0], other = exp_negative(splat_f(part.max - shift))[0];
+  t.max[r] = next;
+  t.sum[r * kLanes] = t.sum[r * kLanes] * mine + part.sum * other;
+  for (int d = 0; d < kWidth; ++d) t.out[r * kWidth + d] = t.out[r * kWidth + d] * mine + part.out[d] * other;"""
+_KEEP_SUM = "  part.sum = sum_lanes(load(t.sum + r * kLanes));{size}"
+_KEEP_SIZE = "\n  part.size = sum_lanes(load(t.size + r * kLanes));"
+_JOIN_SUM = """\
+  t.sum[r * kLanes] += part.sum;{size}
+  for (int d = 0; d < kWidth; ++d) t.out[r * kWidth + d] += part.out[d];"""
+_JOIN_SIZE = "\n  t.size[r * kLanes] += part.size;"
 _LSE = "  if (a.lse) a.lse[(b * kHeads + h) * n_q + q] = {value};"
 
 
@@ -67,7 +82,10 @@ def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, 
         "WEIGHT_LOAD": " * load(t.w + r * kBlockK + j)" if weighted else "",
         "START": indent(start, 2),
         "RESCALE": "  for (int r = 0; r < rows; r += kLanes) raise(r, t);\n"
-        "  for (int r = 0; r < rows; ++r) weigh(begin[r / kRows], end[r / kRows], r, t);",
+        "  for (int r = 0; r < rows; ++r) weigh(begin[@BLOCK_OF@], end[@BLOCK_OF@], r, t);",
+        "START_PART": "  t.max[r] = -INFINITY;\n  store(t.sum + r * kLanes, VF{});",
+        "KEEP_PART": _KEEP_MAX,
+        "JOIN_PART": _JOIN_MAX,
         "FINISH": indent(finish, 2),
         "EMPTY": _EMPTY.format(fill=_FILL[spec.empty_row], gate=gate, prepare=_AVERAGE if uniform else ""),
         "LSE": _LSE.format(value="empty ? -INFINITY : t.max[r] + logf(sum)"),
@@ -96,6 +114,9 @@ def _pointwise(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str
         "SIZE_STORE": "  store(t.size + r * kLanes, size);" if sizes else "",
         "START": "  store(t.size + r * kLanes, VF{});" if sizes else "",
         "RESCALE": "",
+        "START_PART": "",
+        "KEEP_PART": _KEEP_SUM.format(size=_KEEP_SIZE if sizes else ""),
+        "JOIN_PART": _JOIN_SUM.format(size=_JOIN_SIZE if sizes else ""),
         "FINISH": indent(finish, 2),
         "EMPTY": "",
         "LSE": _LSE.format(value="logf(fabsf(divisor))"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attnopt.codegen.cpp_elements import elements, half_type
+
 _PRELUDE = r"""
 #include <math.h>
 #include <omp.h>
@@ -48,61 +50,7 @@ INLINE bool lane_(bool c, int) { return c; }
 INLINE bool lane_(VI c, int lane) { return c[lane] != 0; }
 const VI kIota = {@IOTA@};
 
-// ---- elements of any dtype ------------------------------------------------------------------------
-template <class T> INLINE float read_f(T x) { return float(x); }
-template <> INLINE float read_f(bfloat x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-template <class T> INLINE int64_t read_i(T x) { return int64_t(x); }
-INLINE void write(float* p, float x) { *p = x; }
-INLINE void write(bfloat* p, float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  p->bits = x != x ? 0x7fc0 : uint16_t(rounded);
-}
-@WRITE_HALF@
-INLINE VF load(const float* p) {
-  VF x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-INLINE void store(float* p, VF x) { memcpy(p, &x, sizeof x); }
-INLINE void write(float* p, VF x) { store(p, x); }
-template <class T> INLINE void write(T* p, VF x) {
-  for (int lane = 0; lane < kLanes; ++lane) write(p + lane, x[lane]);
-}
-
-// kLanes consecutive elements; a ragged load reads the first `valid` ones only.
-template <bool kRagged, class T> INLINE VF load_f(const T* p, int valid) {
-  VF x{};
-  if constexpr (kRagged) {
-    for (int lane = 0; lane < valid; ++lane) x[lane] = read_f(p[lane]);
-  } else {
-    for (int lane = 0; lane < kLanes; ++lane) x[lane] = read_f(p[lane]);
-  }
-  return x;
-}
-template <bool kRagged> INLINE VF load_f(const float* p, int valid) {
-  if constexpr (!kRagged) return load(p);
-  VF x{};
-  for (int lane = 0; lane < valid; ++lane) x[lane] = p[lane];
-  return x;
-}
-template <bool kRagged, class T> INLINE VI load_i(const T* p, int valid) {
-  VI x{};
-  for (int lane = 0; lane < (kRagged ? valid : kLanes); ++lane) x[lane] = int32_t(p[lane]);
-  return x;
-}
-template <bool kRagged> INLINE VL load_l(const int64_t* p, int valid) {
-  VL x{};
-  for (int lane = 0; lane < (kRagged ? valid : kLanes); ++lane) x[lane] = p[lane];
-  return x;
-}
-
+@ELEMENTS@
 // ---- arithmetic -----------------------------------------------------------------------------------
 // NaN in either argument is the result.
 INLINE VF maximum(VF x, VF y) { return (x > y) | (x != x) ? x : y; }
@@ -246,9 +194,6 @@ INLINE void transpose(VF* x) {
 }
 """
 
-_HALF = "typedef _Float16 half;"
-_WRITE_HALF = "INLINE void write(half* p, float x) { *p = half(x); }"
-
 
 def prelude(lanes: int, half: bool) -> str:
     """The text for vectors of `lanes` floats; `half` where any tensor is float16."""
@@ -259,8 +204,8 @@ def prelude(lanes: int, half: bool) -> str:
         "IOTA": ", ".join(map(str, range(lanes))),
         "LOW": ", ".join(map(str, low)),
         "HIGH": ", ".join(map(str, high)),
-        "HALF": _HALF if half else "",
-        "WRITE_HALF": _WRITE_HALF if half else "",
+        "HALF": half_type(half),
+        "ELEMENTS": elements(half),
     }
     text = _PRELUDE
     for name, value in parts.items():

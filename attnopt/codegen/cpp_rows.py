@@ -81,6 +81,16 @@ void row_pass(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int be
 """
 
 ENDS = r"""
+// The mean of all values of a query head's value head.
+void average(const Args& a, int64_t b, int64_t h, float* mean) {
+  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
+  for (int d = 0; d < kDv; ++d) {
+    double total = 0;
+    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
+    mean[d] = float(total / double(a.n_k));
+  }
+}
+
 // A row before any key.
 INLINE void start_row(const Args& a, int64_t b, int64_t h, int r, Scratch& t) {
   const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;

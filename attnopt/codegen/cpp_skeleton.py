@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-SKELETON = r"""
+TILE_BLOCKS = r"""
+// Products are summed in runs from zero: rounding then grows with a run's length, not with all of the sum's.
+constexpr int kRun = 128;
+
 // Scores of R queries against a panel of keys: s[r][0 .. NV * kLanes).
 template <int R, int NV> void score_block(const float* q, const float* panel, float* s) {
-  VF sum[R][NV] = {};
+#pragma GCC unroll 1
+  for (int start = 0; start < kD; start += kRun) {
+    const int stop = start + kRun < kD ? start + kRun : kD;
+    VF sum[R][NV] = {};
 #pragma GCC unroll 4
-  for (int d = 0; d < kD; ++d) {
-    VF key[NV];
+    for (int d = start; d < stop; ++d) {
+      VF key[NV];
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) key[v] = load(panel + d * kPanel + v * kLanes);
+      for (int v = 0; v < NV; ++v) key[v] = load(panel + d * kPanel + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) sum[r][v] += q[r * kD + d] * key[v];
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) sum[r][v] += q[r * kD + d] * key[v];
+      for (int v = 0; v < NV; ++v) {
+        float* p = s + r * kBlockK + v * kLanes;
+        store(p, start ? load(p) + sum[r][v] : sum[r][v]);
+      }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) store(s + r * kBlockK + v * kLanes, sum[r][v]);
 }
 
 // out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][0 .. NV * kLanes).
-// The keys of a tile are summed from zero: rounding then grows with the tile's length, not with the whole row's.
+// At most kRun keys.
 template <int R, int NV> void value_block(const float* p, const float* v, int keys, const float* scale, float* out) {
   VF sum[R][NV] = {};
 #pragma GCC unroll 4
@@ -48,9 +58,10 @@ template <int R, int NV> void value_block(const float* p, const float* v, int ke
 // The blocks for a number of rows, one vector or two: a short last block is rounded up to one that exists.
 typedef void (*ScoreBlock)(const float*, const float*, float*);
 typedef void (*ValueBlock)(const float*, const float*, int, const float*, float*);
-@SCORE_DISPATCH@
-@VALUE_DISPATCH@
+@TILE_DISPATCH@
+"""
 
+COMMON = r"""
 // A row of elements as floats times a factor, and back.
 INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
   int d = 0;
@@ -73,15 +84,18 @@ INLINE KeyRange key_range(const Args& a, int64_t b, int64_t h, int64_t q0, int64
 
 // Scratch of one thread for one tile of queries. `top` and `sum` have one entry a lane: they meet when all is done.
 struct Scratch {
-  float q[kTileQ * kD], s[kTileQ * kBlockK], out[kTileQ * kWidth];
+  float q[kTileQ * kDepth], s[kTileQ * kBlockK], out[kTileQ * kWidth];
   float sum[kStats * kLanes], scale[kStats];
 @SCRATCH@
+@COPIES@
 };
 
 @ROWS@
 """
 
 TILE = r"""
+const float kOnes[kRows] = {@ONES@};
+
 // One tile of keys for all blocks of rows.
 void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t k0, const float* panels,
               const float* values, Scratch& t) {
@@ -117,9 +131,13 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
     const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
     for (int i = 0; i < blocks; ++i) {
       if (begin[i] == end[i]) continue;
-      const float *p = t.s + i * kRows * kBlockK + begin[i], *v = values + column * n_k + (k0 + begin[i]) * width;
       float* out = t.out + i * kRows * kWidth + column;
-      kValue[width > kLanes][left[i]](p, v, end[i] - begin[i], t.scale + i * kRows, out);
+      const auto block = kValue[width > kLanes][left[i]];
+      for (int start = begin[i]; start < end[i]; start += kRun) {
+        const float *p = t.s + i * kRows * kBlockK + start, *v = values + column * n_k + (k0 + start) * width;
+        const int keys = end[i] - start < kRun ? end[i] - start : kRun;
+        block(p, v, keys, start == begin[i] ? t.scale + i * kRows : kOnes, out);
+      }
     }
   }
 }

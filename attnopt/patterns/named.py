@@ -136,12 +136,19 @@ def _balanced(trail: Trail) -> fx.Node | None:
 
 def _sorted(trail: Trail) -> fx.Node | None:
     found = next((n for n in trail if op_name(n) == "aten::sort"), None)
-    return found if any(op_name(n) == "aten::cumsum" for n in trail) and _product(trail) else None
+    summed = any(op_name(n) == "aten::cumsum" for n in trail)
+    return found if found is not None and summed and _of_scores(found) else None
 
 
 def _chosen(trail: Trail) -> fx.Node | None:
     found = next((n for n in trail if op_name(n) in _SORTS), None)
-    return found if op_name(trail[0]) in SOFTMAX or _product(trail) else None
+    return found if found is not None and (op_name(trail[0]) in SOFTMAX or _of_scores(found)) else None
+
+
+def _of_scores(node: fx.Node) -> bool:
+    """Whether what is sorted is made by a product of two computed tensors; a router's logits are a linear map of one."""
+    made = _product(_back(node.args[0]))  # type: ignore[arg-type]
+    return made is not None and all(map(_batched, made.all_input_nodes))
 
 
 def _crossed(trail: Trail) -> fx.Node | None:

@@ -65,7 +65,7 @@ def _masked(a: dict[str, object], index: Index, score: sp.Expr, lifter: Lifter) 
     if a["attn_mask"] is None:
         return Masked(score, sp.true, EmptyRow.ZERO)
     mask = lifter.lift(a["attn_mask"], trailing(a["attn_mask"], index))  # type: ignore[arg-type]
-    if ex.is_boolean(mask):
-        return Masked(score, mask, EmptyRow.ZERO)
+    if value(a["attn_mask"]).dtype == torch.bool:
+        return Masked(score, ex.truth(mask), EmptyRow.ZERO)
     found = split(score + mask, lifter.finite)
     return Masked(found.score, found.keep, EmptyRow.ZERO if found.empty_row is EmptyRow.NAN else found.empty_row)

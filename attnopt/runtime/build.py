@@ -12,7 +12,7 @@ from pathlib import Path
 from attnopt import dump
 from attnopt._version import VERSION
 from attnopt.codegen import cpp
-from attnopt.codegen.base import ABI, Kernel, Layout
+from attnopt.codegen.base import ABI, Kernel, Layout, Plan
 from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
 from attnopt.runtime.cache import Cache, entry_key
@@ -22,12 +22,14 @@ from attnopt.spec import AttentionSpec
 Warn = Callable[[str], None]
 
 
-def build(spec: AttentionSpec, layout: Layout, options: Options, warn: Warn, note: str = "") -> Library:
+def build(
+    spec: AttentionSpec, layout: Layout, options: Options, warn: Warn, note: str = "", plan: Plan | None = None
+) -> Library:
     """The loaded C++ kernel of a spec. Raises `CompileError` if it cannot be had, with what to do.
 
     A cache that cannot be trusted or written costs a warning, never the kernel.
     """
-    kernel = cpp.emit(spec, layout, source_note=note)
+    kernel = cpp.emit(spec, layout, plan, source_note=note)
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
     return build_kernel(kernel, options, warn, spec.text)
 

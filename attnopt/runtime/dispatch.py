@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from attnopt.codegen import cpp
+from attnopt.codegen.base import Layout, Plan
 from attnopt.codegen.cpp_loads import k_axes
+from attnopt.codegen.cpp_plans import Sizes, choose
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import linear, triton_launch
 from attnopt.runtime.build import build
+from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.native import Native, check_rows, layout_of
 from attnopt.runtime.reference import reference
@@ -127,7 +130,7 @@ class Dispatcher:
             if result is not None:
                 site.shapes[shape], site.used = backend, backend.name
                 return self._finish(site, result)
-            backend = self._backend(site, q, captures)
+            backend = self._backend(site, q, k, captures)
             result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name in _COMPILED else None
             if result is None and backend.name in _COMPILED:
                 backend = site.fallback()
@@ -169,12 +172,13 @@ class Dispatcher:
             self.warn(f"a kernel failed ({error}); {self._instead(site)} runs instead.")
             return None
         layout = layout_of(site.axes, q, captures)
-        tag = (layout, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
+        plan = backend.plan if isinstance(backend, Native) else None
+        tag = (layout, plan, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
         if self.options.first_use_check and tag not in site.classes:
             verdict = check_rows(site.spec, inputs, captures, scalars, *result)
             if not verdict.ok:
                 site.reason = f"failed its first-use check: {verdict}"
-                site.backends[layout, q.device.type] = site.fallback()
+                site.backends[layout, plan, q.device.type] = site.fallback()
                 site.shapes.clear()
                 self.warn(
                     f"the kernel of {site.spec} disagrees with the reference and is switched off ({verdict}); "
@@ -184,14 +188,16 @@ class Dispatcher:
             site.classes.add(tag)
         return result
 
-    def _backend(self, site: _Site, q: Tensor, captures: Sequence[Tensor]) -> Any:
+    def _backend(self, site: _Site, q: Tensor, k: Tensor, captures: Sequence[Tensor]) -> Any:
         layout = layout_of(site.axes, q, captures)
-        key = (layout, q.device.type)
+        sizes = Sizes(q.shape[0], q.shape[2], k.shape[2])
+        plan = choose(site.spec, sizes, vector_lanes()) if q.device.type == "cpu" else None
+        key = (layout, plan, q.device.type)
         if key not in site.backends:
-            site.backends[key] = self._choose(site, layout, q.device)
+            site.backends[key] = self._choose(site, layout, plan, q.device)
         return site.backends[key]
 
-    def _choose(self, site: _Site, layout: Any, device: torch.device) -> Any:
+    def _choose(self, site: _Site, layout: Layout, plan: Plan | None, device: torch.device) -> Any:
         kernel = self.options.kernel
         if kernel == "reference" or self.options.disable:
             return _Reference(site.spec)
@@ -203,7 +209,7 @@ class Dispatcher:
             try:
                 if own == "triton":
                     return triton_launch.build(site.spec, layout, triton_launch.chip_of(device), self.options)
-                return Native(site.spec, build(site.spec, layout, self.options, self.warn))
+                return Native(site.spec, build(site.spec, layout, self.options, self.warn, plan=plan), plan)
             except AttnoptError as error:
                 problem = str(error)
         site.reason = problem

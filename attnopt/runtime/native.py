@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnopt.codegen.base import CaptureLayout, Layout
+from attnopt.codegen.base import CaptureLayout, Layout, Plan
 from attnopt.errors import CompileError
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.compile import Library
@@ -18,6 +19,7 @@ from attnopt.runtime.validate import Verdict, compare, nudge
 from attnopt.spec import AttentionSpec, Softmax
 
 _ROWS = 8
+_KNOWN = 1024
 # Logits this large have an ulp of 1.5e-5 in fp32: ties between keys are then decided by rounding.
 _LARGE = 128.0
 _HEADS_BUDGET = 1 << 22
@@ -33,37 +35,52 @@ def layout_of(axes: tuple[int | None, ...], q: Tensor, captures: Sequence[Tensor
 
 
 class Native:
-    """Runs a loaded kernel. `shapes` holds the shapes whose loads were proven to stay inside their tensors."""
+    """Runs a loaded kernel of one plan."""
 
     name = "cpp"
 
-    def __init__(self, spec: AttentionSpec, library: Library) -> None:
-        self.spec, self.library = spec, library
+    def __init__(self, spec: AttentionSpec, library: Library, plan: Plan | None = None) -> None:
+        self.spec, self.library, self.plan = spec, library, plan or Plan()
         self.wants_lse = "lse" in spec.returns
         self.by_data = by_data(spec)
         self.pointers = ctypes.c_void_p * (3 + len(spec.captures))
+        self.known: dict[tuple[Any, ...], ctypes.Array[ctypes.c_int64]] = {}
         self.numbers = ctypes.c_int64 * (19 + sum(len(c.shape) for c in spec.captures) + len(spec.scalars))
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
         """`out` in its final layout, and lse if the spec returns it. Raises `CompileError` if the kernel refuses."""
-        batch, heads, rows, _ = q.shape
-        out = torch.empty((batch, rows, heads, v.shape[3]), dtype=q.dtype).transpose(1, 2)
+        shape, width = q.shape, v.shape[3]
+        batch, heads, rows, _ = shape
+        out = torch.empty_strided(
+            (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
+        )
         lse = torch.empty((batch, heads, rows), dtype=torch.float32) if self.wants_lse else None
-        numbers = [batch, rows, k.shape[2], *q.stride(), *k.stride(), *v.stride(), *out.stride()]
-        for tensor in captures:
-            numbers += tensor.stride()
+        key = (shape, k.shape[2], q.stride(), k.stride(), v.stride(), *[t.stride() for t in captures], *scalars)
+        numbers = self.known.get(key) or self._numbers(key, out, captures, scalars)
         status = self.library.run(
             self.pointers(q.data_ptr(), k.data_ptr(), v.data_ptr(), *[t.data_ptr() for t in captures]),
             out.data_ptr(),
             None if lse is None else lse.data_ptr(),
-            self.numbers(*numbers, *scalars),
+            numbers,
             torch.get_num_threads(),
         )
         if status:
             raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
         return out, lse
+
+    def _numbers(
+        self, key: tuple[Any, ...], out: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> ctypes.Array[ctypes.c_int64]:
+        """Sizes, strides and scalars as the kernel reads them, kept for the next call that has the same."""
+        (batch, _, rows, _), n_k, *strides = key
+        flat = [batch, rows, n_k, *(x for stride in strides[:3] for x in stride), *out.stride()]
+        flat += [x for tensor in captures for x in tensor.stride()]
+        if len(self.known) >= _KNOWN:
+            self.known.clear()
+        self.known[key] = self.numbers(*flat, *scalars)
+        return self.known[key]
 
     def leaves(
         self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False

@@ -14,6 +14,7 @@ from attnopt.errors import AttnoptError
 from attnopt.runtime import dispatch, triton_gradient
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.seed import seeded
+from attnopt.runtime.shortcut import register_shortcut
 from attnopt.spec import AttentionSpec
 
 _LIBRARY = torch.library.Library("attnopt", "DEF")
@@ -162,6 +163,9 @@ torch.library.register_autograd("attnopt::attention", _backward, setup_context=_
 torch.library.register_autograd(
     "attnopt::attention_backward", _no_double_backward, setup_context=_no_context, lib=_LIBRARY
 )
+
+
+register_shortcut(_LIBRARY, _FORWARD, _forward, _backward)
 
 
 # --- vmap ------------------------------------------------------------------------------------------

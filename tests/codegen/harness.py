@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ def compiled(source: str, key: str) -> ctypes.CDLL:
     path = Path(_FOLDER.name, f"{key[:16]}.cpp")
     path.write_text(source)
     library = path.with_suffix(".so")
-    subprocess.run(["g++", *cpp.FLAGS, str(path), "-o", str(library)], check=True, timeout=60)
+    # Sanitizers come in here: `make sanitize`.
+    extra = os.environ.get("ATTNOPT_TEST_CXXFLAGS", "").split()
+    subprocess.run(["g++", *cpp.FLAGS, *extra, str(path), "-o", str(library)], check=True, timeout=60)
     return ctypes.CDLL(str(library))
 
 

@@ -61,6 +61,13 @@ def _split_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
 
 
 FLOAT = torch.zeros(B, 1, S, S)
+def _assigned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A boolean mask, part of which is written after it was made."""
+    keep = mask[:, None, None].expand(B, H, S, S).clone()
+    keep[..., 0] = True
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, keep)
+
+
 CASES = (
     Case("float_mask_with_empty_row", lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m), (FLOAT,), (_at(0, -INF, FLOAT),)),
     Case("infinite_then_finite", _infinite_then_finite, (KEEP,), (LEFT,)),
@@ -75,6 +82,7 @@ CASES = (
          (torch.zeros(S),), (torch.linspace(0, 3, S),)),
     Case("constant_beyond_its_type", lambda q, k, v, m: attend(q, k, v, lambda s: s + ((1 - m.float()) * MIN).to(torch.bfloat16)[:, None, None]),
          (KEEP,), (KEEP & (torch.arange(B) > 0)[:, None],)),
+    Case("boolean_mask_assigned", _assigned, (KEEP,), (LEFT,)),
     Case("flipped_query_heads", lambda q, k, v: attend(q.flip(1), k, v)),
     Case("one_query_head_for_all", lambda q, k, v: attend(q[:, :1], k, v)),
     Case("heads_split_from_one_tensor", _split_heads),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -45,14 +48,15 @@ def run(
 
 
 @pytest.mark.parametrize("item", CASES, ids=str)
-def test_cpp(item: Case) -> None:
+def test_cpp(item: Case, options: Options) -> None:
     @SETTINGS
     @given(BATCHES, LENGTHS, LENGTHS, st.sampled_from(LAYOUTS))
     def check(batch: int, n_q: int, n_k: int, layout: str) -> None:
         run(item, batch, n_q, n_k, layout)
 
-    check()
-    assert kernel_used(item.spec.key) == "cpp"
+    with use(replace(options, kernel="cpp")):
+        check()
+        assert kernel_used(item.spec.key) == "cpp"
 
 
 @pytest.mark.parametrize("item", [c for c in CASES if sdpa_scale(c.spec.canonical()) is not None], ids=str)
@@ -90,11 +94,13 @@ def test_huge_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["scale", "bias", "empty_nan"])
 def test_every_element_of_poisoned_memory_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = torch.empty
+    def poisoned(fresh: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def make(*args: object, **kwargs: object) -> torch.Tensor:
+            made = fresh(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
 
-    def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
-        made = fresh(*args, **kwargs)  # type: ignore[call-overload]
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+        return make
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+    for maker in ("empty", "empty_strided"):
+        monkeypatch.setattr(torch, maker, poisoned(getattr(torch, maker)))
     run(case(name), 2, 50, 130)

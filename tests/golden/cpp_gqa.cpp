@@ -2,7 +2,7 @@
 // spec 8/2 heads, d=32; score 0.176777*s; keep k <= q (empty row: nan)
 // key 9ddcaad8ac0a5da06af9e1874e8b5d0bd4d3106ab9ecd7598b307c23e7a2b60a
 // layout float32
-// plan 48 queries x 128 keys, 8 lanes, 6 rows
+// plan tile: 48 queries x 128 keys, 8 lanes, 6 rows
 // source model.py:12
 #include <math.h>
 #include <omp.h>
@@ -87,6 +87,28 @@ template <bool kRagged, class T> INLINE VF load_f(const T* p, int valid) {
   }
   return x;
 }
+template <bool kRagged> INLINE VF load_f(const bfloat* p, int valid) {
+  typedef uint16_t Bits __attribute__((vector_size(2 * kLanes)));
+  Bits bits{};
+  if constexpr (kRagged) {
+    for (int lane = 0; lane < valid; ++lane) bits[lane] = p[lane].bits;
+  } else {
+    memcpy(&bits, p, sizeof bits);
+  }
+#ifdef __AVX2__
+  if constexpr (kLanes == 8) {  // one instruction; the conversion of vectors takes four
+    typedef short Eight __attribute__((vector_size(16)));
+    Eight narrow;
+    memcpy(&narrow, &bits, sizeof narrow);
+    const auto wide = __builtin_ia32_pmovzxwd256(narrow);
+    VI x;
+    memcpy(&x, &wide, sizeof x);
+    return (VF)(x << 16);
+  }
+#endif
+  return (VF)(__builtin_convertvector(bits, VI) << 16);
+}
+
 template <bool kRagged> INLINE VF load_f(const float* p, int valid) {
   if constexpr (!kRagged) return load(p);
   VF x{};
@@ -103,7 +125,6 @@ template <bool kRagged> INLINE VL load_l(const int64_t* p, int valid) {
   for (int lane = 0; lane < (kRagged ? valid : kLanes); ++lane) x[lane] = p[lane];
   return x;
 }
-
 // ---- arithmetic -----------------------------------------------------------------------------------
 // NaN in either argument is the result.
 INLINE VF maximum(VF x, VF y) { return (x > y) | (x != x) ? x : y; }
@@ -251,6 +272,7 @@ typedef float Element;  // of q, k, v and out
 constexpr int kHeads = 8, kKeyHeads = 2, kValueHeads = 2, kD = 32, kDv = 32;
 constexpr int kRows = 6, kPanel = 16, kBlockQ = 48, kBlockK = 128;
 constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kDepth = 32;  // row of a query in the scratch memory
 constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = 32;  // kDv in whole vectors
 constexpr float kScale = 0.176776692f;  // constant factor of the scores, folded into q
@@ -269,58 +291,6 @@ struct Args {
   float* lse;
   int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];
 };
-
-// Scores of R queries against a panel of keys: s[r][0 .. NV * kLanes).
-template <int R, int NV> void score_block(const float* q, const float* panel, float* s) {
-  VF sum[R][NV] = {};
-#pragma GCC unroll 4
-  for (int d = 0; d < kD; ++d) {
-    VF key[NV];
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) key[v] = load(panel + d * kPanel + v * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) sum[r][v] += q[r * kD + d] * key[v];
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) store(s + r * kBlockK + v * kLanes, sum[r][v]);
-}
-
-// out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][0 .. NV * kLanes).
-// The keys of a tile are summed from zero: rounding then grows with the tile's length, not with the whole row's.
-template <int R, int NV> void value_block(const float* p, const float* v, int keys, const float* scale, float* out) {
-  VF sum[R][NV] = {};
-#pragma GCC unroll 4
-  for (int key = 0; key < keys; ++key) {
-    VF value[NV];
-#pragma GCC unroll 2
-    for (int i = 0; i < NV; ++i) value[i] = load(v + (key * NV + i) * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-    for (int i = 0; i < NV; ++i) {
-      float* o = out + r * kWidth + i * kLanes;
-      store(o, load(o) * scale[r] + sum[r][i]);
-    }
-}
-
-// The blocks for a number of rows, one vector or two: a short last block is rounded up to one that exists.
-typedef void (*ScoreBlock)(const float*, const float*, float*);
-typedef void (*ValueBlock)(const float*, const float*, int, const float*, float*);
-const ScoreBlock kScore[2][7] = {
-  {nullptr, score_block<1, 1>, score_block<2, 1>, score_block<4, 1>, score_block<4, 1>, score_block<6, 1>, score_block<6, 1>},
-  {nullptr, score_block<1, 2>, score_block<2, 2>, score_block<4, 2>, score_block<4, 2>, score_block<6, 2>, score_block<6, 2>}};
-const ValueBlock kValue[2][7] = {
-  {nullptr, value_block<1, 1>, value_block<2, 1>, value_block<4, 1>, value_block<4, 1>, value_block<6, 1>, value_block<6, 1>},
-  {nullptr, value_block<1, 2>, value_block<2, 2>, value_block<4, 2>, value_block<4, 2>, value_block<6, 2>, value_block<6, 2>}};
 
 // A row of elements as floats times a factor, and back.
 INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
@@ -347,9 +317,10 @@ INLINE KeyRange key_range(const Args& a, int64_t b, int64_t h, int64_t q0, int64
 
 // Scratch of one thread for one tile of queries. `top` and `sum` have one entry a lane: they meet when all is done.
 struct Scratch {
-  float q[kTileQ * kD], s[kTileQ * kBlockK], out[kTileQ * kWidth];
+  float q[kTileQ * kDepth], s[kTileQ * kBlockK], out[kTileQ * kWidth];
   float sum[kStats * kLanes], scale[kStats];
   float top[kStats * kLanes], max[kStats], shift[kStats];
+
 };
 
 // Turns raw scores x[begin .. end) of row r into logits and keeps their maximum.
@@ -406,6 +377,68 @@ INLINE void weigh(int begin, int end, int r, Scratch& t) {
   store(t.sum + r * kLanes, sum);
 }
 
+// Products are summed in runs from zero: rounding then grows with a run's length, not with all of the sum's.
+constexpr int kRun = 128;
+
+// Scores of R queries against a panel of keys: s[r][0 .. NV * kLanes).
+template <int R, int NV> void score_block(const float* q, const float* panel, float* s) {
+#pragma GCC unroll 1
+  for (int start = 0; start < kD; start += kRun) {
+    const int stop = start + kRun < kD ? start + kRun : kD;
+    VF sum[R][NV] = {};
+#pragma GCC unroll 4
+    for (int d = start; d < stop; ++d) {
+      VF key[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) key[v] = load(panel + d * kPanel + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) sum[r][v] += q[r * kD + d] * key[v];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) {
+        float* p = s + r * kBlockK + v * kLanes;
+        store(p, start ? load(p) + sum[r][v] : sum[r][v]);
+      }
+  }
+}
+
+// out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][0 .. NV * kLanes).
+// At most kRun keys.
+template <int R, int NV> void value_block(const float* p, const float* v, int keys, const float* scale, float* out) {
+  VF sum[R][NV] = {};
+#pragma GCC unroll 4
+  for (int key = 0; key < keys; ++key) {
+    VF value[NV];
+#pragma GCC unroll 2
+    for (int i = 0; i < NV; ++i) value[i] = load(v + (key * NV + i) * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int i = 0; i < NV; ++i) sum[r][i] += p[r * kBlockK + key] * value[i];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int i = 0; i < NV; ++i) {
+      float* o = out + r * kWidth + i * kLanes;
+      store(o, load(o) * scale[r] + sum[r][i]);
+    }
+}
+
+// The blocks for a number of rows, one vector or two: a short last block is rounded up to one that exists.
+typedef void (*ScoreBlock)(const float*, const float*, float*);
+typedef void (*ValueBlock)(const float*, const float*, int, const float*, float*);
+const ScoreBlock kScore[2][7] = {
+  {nullptr, score_block<1, 1>, score_block<2, 1>, score_block<4, 1>, score_block<4, 1>, score_block<6, 1>, score_block<6, 1>},
+  {nullptr, score_block<1, 2>, score_block<2, 2>, score_block<4, 2>, score_block<4, 2>, score_block<6, 2>, score_block<6, 2>}};
+const ValueBlock kValue[2][7] = {
+  {nullptr, value_block<1, 1>, value_block<2, 1>, value_block<4, 1>, value_block<4, 1>, value_block<6, 1>, value_block<6, 1>},
+  {nullptr, value_block<1, 2>, value_block<2, 2>, value_block<4, 2>, value_block<4, 2>, value_block<6, 2>, value_block<6, 2>}};
+
 // Keys as fp32 panels [n_k / kPanel][kD][kPanel], zero beyond the last key.
 void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
   const Element* keys = a.k + b * a.k_stride[0] + head * a.k_stride[1];
@@ -426,16 +459,6 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
   }
 }
 
-// The mean of all values of a query head's value head.
-void average(const Args& a, int64_t b, int64_t h, float* mean) {
-  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
-  for (int d = 0; d < kDv; ++d) {
-    double total = 0;
-    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
-    mean[d] = float(total / double(a.n_k));
-  }
-}
-
 // Values as fp32 panels [kWidth / kPanel][n_k][kPanel], zero beyond kDv; the last panel may be one vector wide.
 void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
   const Element* values = a.v + b * a.v_stride[0] + head * a.v_stride[1];
@@ -443,9 +466,24 @@ void pack_values(const Args& a, int64_t b, int64_t head, float* panels) {
     const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
     const int valid = kDv - column < width ? kDv - column : width;
     for (int64_t k = 0; k < a.n_k; ++k, panels += width) {
+      const Element* from = values + k * a.v_stride[2] + column;
+      if (a.v_stride[3] == 1 && valid == kPanel) {
+        for (int i = 0; i < kPanel; i += kLanes) store(panels + i, load_f<false>(from + i, kLanes));
+        continue;
+      }
       if (valid < width) memset(panels, 0, sizeof(float) * width);
       read_row(values + k * a.v_stride[2] + column * a.v_stride[3], a.v_stride[3], valid, 1.0f, panels);
     }
+  }
+}
+
+// The mean of all values of a query head's value head.
+void average(const Args& a, int64_t b, int64_t h, float* mean) {
+  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
+  for (int d = 0; d < kDv; ++d) {
+    double total = 0;
+    for (int64_t k = 0; k < a.n_k; ++k) total += read_f(values[k * a.v_stride[2] + d * a.v_stride[3]]);
+    mean[d] = float(total / double(a.n_k));
   }
 }
 
@@ -472,6 +510,8 @@ void finish_row(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& 
   }
   write_row(t.out + r * kWidth, kDv, inverse, out, a.out_stride[3]);
 }
+
+const float kOnes[kRows] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
 
 // One tile of keys for all blocks of rows.
 void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t k0, const float* panels,
@@ -509,9 +549,13 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
     const int width = kWidth - column < kPanel ? kWidth - column : kPanel;
     for (int i = 0; i < blocks; ++i) {
       if (begin[i] == end[i]) continue;
-      const float *p = t.s + i * kRows * kBlockK + begin[i], *v = values + column * n_k + (k0 + begin[i]) * width;
       float* out = t.out + i * kRows * kWidth + column;
-      kValue[width > kLanes][left[i]](p, v, end[i] - begin[i], t.scale + i * kRows, out);
+      const auto block = kValue[width > kLanes][left[i]];
+      for (int start = begin[i]; start < end[i]; start += kRun) {
+        const float *p = t.s + i * kRows * kBlockK + start, *v = values + column * n_k + (k0 + start) * width;
+        const int keys = end[i] - start < kRun ? end[i] - start : kRun;
+        block(p, v, keys, start == begin[i] ? t.scale + i * kRows : kOnes, out);
+      }
     }
   }
 }
@@ -552,6 +596,22 @@ void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const f
   query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
+// Asks for the rows of what is computed next: small heads are over before the hardware has seen where they lead.
+template <class T> INLINE void fetch(const T* base, const int64_t* stride, int64_t rows, int width) {
+  if (stride[3] != 1) return;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + i * stride[2] + d);
+}
+INLINE void fetch_head(const Args& a, int64_t item) {
+  if (a.n_k > kBlockK || a.n_q > kTileQ || item >= a.n_b * kKeyHeads) return;
+  const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
+  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, a.n_k, kD);
+  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, a.n_k, kDv);
+  if (kHeads != kKeyHeads) return;
+  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, a.n_q, kD);
+  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, a.n_q, kDv);
+}
+
 // Many key heads: each thread packs one and serves all its queries from its own cache.
 void by_key_head(const Args& a, const Buffers& buffers, int threads) {
   const Cut cut = cut_queries(a.n_q);
@@ -564,6 +624,7 @@ void by_key_head(const Args& a, const Buffers& buffers, int threads) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
       pack_values(a, b, head, values);
+      fetch_head(a, item + 1);
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)

@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels against what people would run instead, as ratios within one process."""

@@ -1,0 +1,93 @@
+"""What people run today, for the rows that it can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import sympy as sp
+import torch
+from torch import Tensor
+
+from attnopt import expr as ex
+from attnopt.analysis.grid import Grid
+from attnopt.bench.cases import Case
+from attnopt.spec import Softmax
+
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def grid_of(case: Case, captures: Sequence[Tensor]) -> Grid:
+    """The case's coordinates and captures for numpy."""
+    named = {c.name: t.numpy() for c, t in zip(case.spec.captures, captures, strict=True)}
+    return Grid((case.batch, case.spec.heads.q, case.n_q, case.n_k), named)
+
+
+def sdpa(case: Case, captures: Sequence[Tensor]) -> Call | None:
+    """`scaled_dot_product_attention`, with a mask made beforehand where the spec needs one; None if it cannot.
+
+    It can for scores of the form `number * s + bias` under a plain softmax.
+    """
+    spec = case.spec.canonical()
+    scale = sp.diff(spec.score, ex.s)
+    if spec.normalizer != Softmax() or spec.weight != 1 or not scale.is_number:
+        return None
+    grouped, bias = spec.heads.q != spec.heads.k, spec.score.xreplace({ex.s: sp.S.Zero})
+    causal = spec.keep == sp.Ge(ex.q - ex.k, 0)
+    mask: Tensor | None = None
+    if bias != 0 or not (causal or spec.keep == sp.true):
+        mask, causal = _mask(case, captures, bias), False
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=float(scale), enable_gqa=grouped
+        )
+
+    return call
+
+
+def _mask(case: Case, captures: Sequence[Tensor], bias: sp.Expr) -> Tensor:
+    grid = grid_of(case, captures)
+    keep = grid.value(case.spec.canonical().keep)
+    if bias == 0:
+        return torch.from_numpy(_square(keep, case).copy())
+    values = np.where(keep, grid.value(bias), -np.inf).astype(np.float32)
+    return torch.from_numpy(_square(values, case).copy()).to(case.dtype)
+
+
+def _square(values: np.ndarray, case: Case) -> np.ndarray:  # type: ignore[type-arg]
+    """Broadcast over queries and keys alone, as a user's mask would be."""
+    return np.broadcast_to(values, (*values.shape[:2], case.n_q, case.n_k))
+
+
+def flex(case: Case, captures: Sequence[Tensor]) -> Call | None:
+    """Compiled FlexAttention for the rows it is usually named for; None for the others."""
+    mods = _FLEX.get(case.name)
+    if mods is None:
+        return None
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    score, keep = mods(captures)
+    sizes = (None, None, case.n_q, case.n_k)
+    mask = None if keep is None else create_block_mask(keep, *sizes, device="cpu")
+    run = torch.compile(flex_attention)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return run(q, k, v, score_mod=score, block_mask=mask)  # type: ignore[return-value]
+
+    return call
+
+
+def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return q >= k
+
+
+_FLEX: dict[str, Callable[[Sequence[Tensor]], tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None]]] = {
+    "dense D=64": lambda c: (None, None),
+    "causal D=64": lambda c: (None, _causal),
+    "window 256": lambda c: (None, lambda b, h, q, k: (q >= k) & (q - k < 256)),
+    "prefix": lambda c: (None, lambda b, h, q, k: (q >= k) | (k < 256)),
+    "ALiBi": lambda c: (lambda s, b, h, q, k: s + c[0][h] * (k - q), _causal),
+    "dense bias": lambda c: (lambda s, b, h, q, k: s + c[0][h, q, k], None),
+    "soft-cap": lambda c: (lambda s, b, h, q, k: 50 * torch.tanh(s / 50), _causal),
+}

@@ -1,0 +1,61 @@
+"""Which schedule a CPU kernel gets: rows of data, the first that applies wins. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnopt.codegen.base import Plan
+from attnopt.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The run-time sizes that a schedule depends on."""
+
+    batch: int
+    n_q: int
+    n_k: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A schedule and when it is the best. `make` gets the lanes of a vector: 4, 8 or 16."""
+
+    name: str
+    applies: Callable[[AttentionSpec, Sizes], bool]
+    make: Callable[[int], Plan]
+
+
+def _rows(lanes: int) -> int:
+    """Rows of the register tile by two vectors: 16 registers hold 6 rows, 32 hold 12."""
+    return {4: 4, 8: 6, 16: 12}[lanes]
+
+
+def _group(spec: AttentionSpec) -> int:
+    """Query heads that share a key head, at most."""
+    return max(spec.heads.k_map.count(head) for head in set(spec.heads.k_map))
+
+
+def _streams(spec: AttentionSpec, sizes: Sizes) -> bool:
+    """Few rows for each key head: packing keys and values would cost more than what it saves."""
+    heads = spec.heads
+    shared = heads.k == heads.v and heads.k_map == heads.v_map
+    return shared and sizes.n_q * _group(spec) <= 16
+
+
+def _long(spec: AttentionSpec, sizes: Sizes) -> bool:
+    """Larger tiles cost less per tile; a window or a short sequence would waste what lies outside of it."""
+    return sizes.n_q >= 384 and sizes.n_k >= 1024
+
+
+PLANS: tuple[Row, ...] = (
+    Row("stream", _streams, lambda lanes: Plan(16, 64, lanes, min(lanes, 8), "stream")),
+    Row("long", _long, lambda lanes: Plan(96, 256, lanes, _rows(lanes))),
+    Row("tile", lambda spec, sizes: True, lambda lanes: Plan(48, 128, lanes, _rows(lanes))),
+)
+
+
+def choose(spec: AttentionSpec, sizes: Sizes, lanes: int) -> Plan:
+    """The schedule for these sizes on a processor with vectors of so many floats."""
+    return next(row.make(lanes) for row in PLANS if row.applies(spec, sizes))

@@ -1,0 +1,77 @@
+"""The operator's entry for plain tensors on the CPU: a call that records nothing skips the layers that would.
+
+`torch.library.register_autograd` costs every call some 20 microseconds, which is more than a small attention itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PYTHON = torch._C.DispatchKey.Python
+Kernel = Callable[..., tuple[Tensor, Tensor]]
+Backward = Callable[..., tuple[Any, ...]]
+
+
+def register_shortcut(library: torch.library.Library, forward: Any, kernel: Kernel, backward: Backward) -> None:
+    """Make it what runs for the key `AutogradCPU`.
+
+    Args:
+        library: where the operator was defined.
+        forward: the operator.
+        kernel: what it runs on the CPU.
+        backward: `backward(ctx, grad_out, grad_lse)` gives the gradients of q, k, v, of the list of captures, and of
+            scalars and spec.
+    """
+    recorded = _recorded(forward, backward)
+
+    def attention(
+        keys: Any, q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
+    ) -> tuple[Tensor, Tensor]:
+        needed = torch.is_grad_enabled() and (
+            q.requires_grad or k.requires_grad or v.requires_grad or any(t.requires_grad for t in captures)
+        )
+        if needed:
+            found: tuple[Tensor, Tensor] = recorded.apply(q, k, v, scalars, spec, *captures)
+            return found
+        if keys.has(_PYTHON):  # somebody traces, or the tensors are not what they seem
+            with torch._C._AutoDispatchBelowAutograd():
+                return forward(q, k, v, captures, scalars, spec)  # type: ignore[no-any-return]
+        return kernel(q, k, v, captures, scalars, spec)
+
+    library.impl("attention", attention, "AutogradCPU", with_keyset=True)
+
+
+def _recorded(forward: Any, backward: Backward) -> Any:
+    class Recorded(torch.autograd.Function):
+        """The operator below the autograd keys, and its gradients."""
+
+        @staticmethod
+        def forward(
+            ctx: Any, q: Tensor, k: Tensor, v: Tensor, scalars: list[int], spec: str, *captures: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            with torch._C._AutoDispatchBelowAutograd():
+                out, lse = forward(q, k, v, list(captures), list(scalars), spec)
+            ctx.save_for_backward(q, k, v, *captures)
+            ctx.scalars, ctx.spec, ctx.needs = scalars, spec, ctx.needs_input_grad
+            return out, lse
+
+        @staticmethod
+        def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
+            needs = ctx.needs
+            q, k, v, captures, _, _ = backward(
+                _Context(ctx.saved_tensors, ctx.scalars, ctx.spec, (*needs[:3], list(needs[5:]))), grad_out, grad_lse
+            )
+            return (q, k, v, None, None, *captures)
+
+    return Recorded
+
+
+class _Context:
+    """What the operator's own gradient formula reads."""
+
+    def __init__(self, saved: tuple[Tensor, ...], scalars: list[int], spec: str, needs: tuple[Any, ...]) -> None:
+        self.saved_tensors, self.scalars, self.spec, self.needs_input_grad = saved, scalars, spec, needs

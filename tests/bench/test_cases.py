@@ -1,0 +1,34 @@
+"""The rows of the table are sound attentions that a kernel exists for."""
+
+from __future__ import annotations
+
+import pytest
+import sympy as sp
+
+from attnopt.bench.cases import Case, cases, scores
+from attnopt.codegen import cpp
+from attnopt.expr import k, q
+from attnopt.runtime.inputs import check_inputs
+from attnopt.runtime.native import layout_of
+from tests.specs import case
+
+ROWS = cases(quick=True)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row_fits_its_inputs_and_has_a_kernel(row: Case) -> None:
+    row.spec.verify()
+    captures = [make() for make in row.makers]
+    inputs = row.inputs()
+    check_inputs(row.spec, *inputs, captures, ())
+    assert cpp.supported(row.spec, layout_of(cpp.k_axes(row.spec), inputs[0], captures)) is None
+
+
+def test_names_are_distinct() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_kept_scores_are_counted() -> None:
+    row = Case("triangle", case("causal").spec, 2, 6, 6)
+    assert row.spec.keep == sp.Ge(q - k, 0) or row.spec.keep == (k <= q)
+    assert scores(row) == 2 * 4 * 21

@@ -1,0 +1,35 @@
+"""One row from inputs to verdict."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from attnopt.bench.cases import Case
+from attnopt.bench.measure import Result, clock_of, measure
+from tests.specs import case
+
+
+def test_one_thread_is_timed_by_what_it_computed() -> None:
+    assert clock_of(1) is time.thread_time
+    assert clock_of(2) is time.perf_counter
+
+
+def test_a_row_has_times_ratios_and_shares() -> None:
+    before = torch.get_num_threads()
+    for backward in (False, True):
+        result = measure(Case("small", case("scale").spec, 1, 8, 8, backward=backward), 1, 1, False)
+        assert set(result.times) == {"attnopt", "sdpa"}
+        assert set(result.ratios) == {"sdpa"}
+        assert set(result.shares) == {"peak", "read"}
+        assert result.kernel
+        assert min(result.times.values()) >= 0
+    torch.set_num_threads(before)
+
+
+def test_targets_are_least_values() -> None:
+    result = Result("x", "cpp", {"attnopt": 1.0}, {"sdpa": 1.2}, {"peak": 0.8}, {"sdpa": 1.2, "peak": 0.8})
+    assert result.met
+    assert not Result("x", "cpp", {}, {"sdpa": 1.1}, {}, {"sdpa": 1.2}).met
+    assert not Result("x", "cpp", {}, {}, {}, {"sdpa": 1.2}).met

@@ -1,0 +1,40 @@
+"""A rival computes the same attention, or is left out."""
+
+from __future__ import annotations
+
+import pytest
+from torch.testing import assert_close
+
+from attnopt.bench.cases import Case, cases
+from attnopt.bench.rivals import flex, grid_of, sdpa
+from attnopt.runtime.reference import reference
+
+NAMES = ("documents", "dilated", "ALiBi", "T5 bias", "dense bias", "padding", "prefix", "Swin 49x49x32")
+ROWS = [row for row in cases(quick=True) if row.name in NAMES]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_sdpa_computes_the_row(row: Case) -> None:
+    captures = [make() for make in row.makers]
+    call = sdpa(row, captures)
+    assert call is not None
+    q, k, v = row.inputs()
+    assert_close(call(q, k, v), reference(row.spec, q, k, v, captures)[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["soft-cap", "sinks"])
+def test_sdpa_is_left_out_where_it_cannot(name: str) -> None:
+    row = next(row for row in cases(quick=True) if row.name == name)
+    assert sdpa(row, [make() for make in row.makers]) is None
+
+
+def test_flex_is_named_for_known_rows_only() -> None:
+    row = next(row for row in cases(quick=True) if row.name == "sinks")
+    assert flex(row, []) is None
+
+
+def test_grid_has_the_sizes_of_the_row() -> None:
+    row = next(row for row in ROWS if row.name == "documents")
+    grid = grid_of(row, [make() for make in row.makers])
+    assert grid.shape == (row.batch, row.spec.heads.q, row.n_q, row.n_k)
+    assert 0 < float(grid.value(row.spec.keep).mean()) < 0.2
