@@ -15,6 +15,8 @@ from attnopt.patterns.known import KNOWN
 from attnopt.report import Report
 from attnopt.runtime import dispatch
 
+Slot = tuple[dict[str, Any], str]
+
 
 class Compiled:
     """A captured graph after rewriting, ready to run on the states of a module tree."""
@@ -28,11 +30,22 @@ class Compiled:
         relied = [slot for node, slot in zip(nodes, self.slots, strict=False) if KNOWN in node.meta]
         # A causal mask that is a buffer was read as a formula: it must not have changed since.
         self.relied = [(held, name, held[name], _version(held[name])) for held, name in relied]
+        # The graph may read one tensor that has two names for both.
+        self.tied = _tied(self.slots)
+        self.autocast = _autocast()
 
     @property
     def stale(self) -> bool:
-        """Whether a buffer whose values the rewriting relied on has been changed or replaced."""
-        return any(held[name] is not seen or _version(seen) != version for held, name, seen, version in self.relied)
+        """Whether what the graph was made for is no more.
+
+        A buffer whose values the rewriting relied on has been changed or replaced, one of two names of a tensor has
+        been given another, or `torch.autocast`, which the graph then holds, was active and is another now.
+        """
+        if any(held[name] is not seen or _version(seen) != version for held, name, seen, version in self.relied):
+            return True
+        if any(held[name] is not other[alias] for (held, name), (other, alias) in self.tied):
+            return True
+        return bool(self.autocast) and self.autocast != _autocast()
 
     def loses_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this call needs gradients and the graph has not the model's own."""
@@ -53,7 +66,20 @@ def _version(tensor: Any) -> int:
     return -1 if tensor.is_inference() else int(tensor._version)
 
 
-def _slot(tree: nn.Module, name: str, captured: Captured) -> tuple[dict[str, Any], str]:
+def _tied(slots: list[Slot]) -> list[tuple[Slot, Slot]]:
+    """Each further name of a state beside its first."""
+    first: dict[int, Slot] = {}
+    pairs = ((first.setdefault(id(held[name]), (held, name)), (held, name)) for held, name in slots)
+    return [(one, other) for one, other in pairs if one is not other and one != other]
+
+
+def _autocast() -> tuple[Any, ...]:
+    """The device types under `torch.autocast` and their dtypes; empty where it is not active."""
+    active = (d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))
+    return tuple((d, torch.get_autocast_dtype(d)) for d in active)
+
+
+def _slot(tree: nn.Module, name: str, captured: Captured) -> Slot:
     """Where a state lives: looked up at every call, so that moved or loaded states are seen."""
     owner_name, _, leaf = name.rpartition(".")
     try:
@@ -72,7 +98,7 @@ class OptimizedModule(nn.Module):
     Parameters and buffers keep their names and are the original's own tensors (rewritten ones excepted), so
     training, `state_dict`, `load_state_dict` and `.to` work as on the original. The forward is captured for
     training and for evaluation separately, when each is first called. Attributes that are not found here are
-    looked up on a copy of the original, so `fast.config` works.
+    looked up on a copy of the original, so `fast.config` works. A part whose mode differs is captured anew.
     """
 
     report: Report
@@ -86,12 +112,13 @@ class OptimizedModule(nn.Module):
         object.__setattr__(self, "_source", source)
         object.__setattr__(self, "_build", build)
         object.__setattr__(self, "_compiled", {})
+        object.__setattr__(self, "_parts", tuple(source.modules())[1:])
         object.__setattr__(self, "_decisions", None)
         self.report = Report(model=type(model).__name__, notes=("not captured yet: the first call captures",))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original's forward returns, of the same type."""
-        compiled = self._compiled.get(self.training)
+        compiled = self._compiled.get(self._modes())
         if compiled is None or compiled.stale:
             compiled = self.compile_for(args, kwargs)
         if compiled.loses_gradient(args, kwargs) and full_size(self) is self._source:
@@ -103,9 +130,13 @@ class OptimizedModule(nn.Module):
         """Capture, rewrite and validate for these inputs in the present mode."""
         self._source.training = self.training
         compiled, report = self._build(self, args, kwargs)
-        self._compiled[self.training] = compiled
+        self._compiled[self._modes()] = compiled
         self.report = report
         return compiled
+
+    def _modes(self) -> tuple[bool, ...]:
+        """Which modules are in training mode: the module itself, and each part of the model."""
+        return (self.training, *[part.training for part in self._parts])
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from attnopt.coverage import diffusion
@@ -49,6 +50,13 @@ def _diffusion(model_type: str, name: str) -> tuple[nn.Module, Inputs, Built]:
     except Exception as error:
         raise BuildError(one_line(error)) from error
     scatter(model)
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        if name == "sdpa":
+            raise BuildError(one_line(error)) from error
+        raise NotApplicable(f"its attention cannot be written out: {one_line(error)}") from error
     return model, inputs, Built(model, inputs, 0, False)
 
 

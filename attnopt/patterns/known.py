@@ -66,7 +66,9 @@ class Known(Mapping[str, torch.Tensor]):
 
     def _compute(self, node: fx.Node, steps: list[int]) -> Any:
         if node.op == "placeholder":
-            return self.tensors.get(str(node.target))
+            held = self.tensors.get(str(node.target))
+            # An inference tensor counts no changes, so nobody could tell that it has one.
+            return None if held is None or (held.is_inference() and held.dim()) else held
         steps[0] -= 1
         if node.op != "call_function" or steps[0] < 0 or not _repeatable(node):
             return None
@@ -85,6 +87,8 @@ class Known(Mapping[str, torch.Tensor]):
             table = narrow.tensor(node)
             plain = table is not None and not table.dim() and not table.is_complex() and table.dtype != torch.bool
             self._numbers[node] = ex.number(table.item()) if plain and table is not None else None
+        if self._numbers[node] is not None:
+            _rely(node)
         return self._numbers[node]
 
     def finite(self, node: fx.Node) -> bool:

@@ -20,9 +20,10 @@ from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.finite import is_finite
 from attnopt.patterns.gathers import GATHERS, trailing
 from attnopt.patterns.index import Sizes
-from attnopt.patterns.known import Known
+from attnopt.patterns.known import KNOWN, Known
 from attnopt.patterns.masks import absorbed
 from attnopt.patterns.ops import COSTLY, POINTWISE
+from attnopt.patterns.rounding import out_of_range, overflows, rounds
 from attnopt.patterns.safety import cuts_gradient
 from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
 from attnopt.region import Line
@@ -37,6 +38,7 @@ _MOST_TERMS = 1500
 _NARROW = (torch.uint8, torch.int8, torch.int16)
 _HALF = (torch.float16, torch.bfloat16)
 _SUMS = ("aten::add", "aten::sub")
+_COMPARISONS = ("aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge")
 # Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
 
@@ -119,7 +121,9 @@ class Lifter:
             found = self._compute(node, op_name(node), index)
         except NotImplementedError:
             found = None
-        if found is not None and _overflows(found, seen.dtype):
+        if found is not None and overflows(found, seen.dtype):
+            found = None
+        if found is not None and out_of_range(found) and not self._contains_contraction(found):
             found = None
         if found is not None and (self.deep or self._contains_contraction(found) or not _costly(found)):
             return found
@@ -185,6 +189,7 @@ class Lifter:
         if rule is not None:
             return rule(self, node, a, index)
         if node.op in ("placeholder", "get_attr") and str(node.target) in self.constants and not index:
+            node.meta[KNOWN] = True
             return _constant(self.constants[str(node.target)].item())
         return None
 
@@ -196,6 +201,8 @@ class Lifter:
         if value(node).dtype in _NARROW:
             raise NotImplementedError("arithmetic of narrow integers, which wraps around")
         given = [self._broadcast(x, index) for x in node.args]
+        if name in _COMPARISONS and any(_rounds(x, e) for x, e in zip(node.args, given, strict=True)):
+            raise NotImplementedError("a comparison of positions that are rounded")
         named = {k: self._broadcast(x, index) for k, x in node.kwargs.items() if k not in ("dtype", "out")}
         if "rounding_mode" in node.kwargs:
             named["rounding_mode"] = node.kwargs["rounding_mode"]
@@ -252,12 +259,8 @@ def _weight(expr: sp.Basic, known: dict[sp.Basic, int]) -> int:
     return known[expr]
 
 
-def _overflows(found: sp.Basic, dtype: torch.dtype) -> bool:
-    """Whether a constant is beyond the dtype, where the source has an infinity: finfo(float32).min in bfloat16."""
-    if not dtype.is_floating_point:
-        return False
-    limit = sp.Rational(torch.finfo(dtype).max)
-    return any(abs(c) > limit for c in found.atoms(sp.Rational))
+def _rounds(x: Any, found: sp.Basic) -> bool:
+    return isinstance(x, fx.Node) and isinstance(value(x), torch.Tensor) and rounds(found, value(x).dtype)
 
 
 def _constant(x: Any) -> sp.Basic:

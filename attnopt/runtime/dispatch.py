@@ -173,7 +173,8 @@ class Dispatcher:
             return None
         layout = layout_of(site.axes, q, captures)
         plan = backend.plan if isinstance(backend, Native) else None
-        tag = (layout, plan, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
+        kind = plan or getattr(backend, "kind", lambda q, k: "")(q, k)
+        tag = (layout, kind, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
         if self.options.first_use_check and tag not in site.classes:
             verdict = check_rows(site.spec, inputs, captures, scalars, *result)
             if not verdict.ok:

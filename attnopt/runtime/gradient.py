@@ -1,4 +1,4 @@
-"""Gradients of an attention through the reference, one batch entry at a time."""
+"""Gradients of an attention: by torch's fused ones where they are of it, else through the reference."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from attnopt.errors import AttnoptError
 from attnopt.runtime import linear
 from attnopt.runtime.reference import Sample, reference
+from attnopt.runtime.sdpa import Sdpa, sdpa_scale
 from attnopt.spec import AttentionSpec
 
 
@@ -27,6 +28,8 @@ def gradients(
     The scores of one batch entry live at a time. A dropout mask is drawn for the whole, so there all entries do.
     """
     q = tensors[0]
+    if grad_lse is None and _sdpa_pays(spec, tensors):
+        return _through_sdpa(spec, grad_out, tensors, needs)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     totals = [
         torch.zeros(t.shape, dtype=wide, device=t.device) if needed else None
@@ -37,6 +40,26 @@ def gradients(
         for batch in whole or torch.arange(q.shape[0], device=q.device).split(1):
             _accumulate(spec, grad_out, grad_lse, tensors, scalars, needs, batch, totals)
     return [total.to(t.dtype) for t, total in zip(tensors, totals, strict=True) if total is not None]
+
+
+def _sdpa_pays(spec: AttentionSpec, tensors: Sequence[Tensor]) -> bool:
+    """Whether torch has a fused gradient of the spec: linear in memory, and several times as fast as the reference."""
+    q, k, v = tensors[:3]
+    same_width = q.shape[3] == v.shape[3]
+    usable = q.device.type == "cpu" and q.dtype != torch.float64 and 0 not in (*q.shape, k.shape[2])
+    return usable and same_width and sdpa_scale(spec) is not None
+
+
+def _through_sdpa(
+    spec: AttentionSpec, grad_out: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor]:
+    """In fp32 throughout: products of 16-bit tensors are slow where the processor has none."""
+    leaves = [t.detach().to(torch.float32).requires_grad_(n) for t, n in zip(tensors[:3], needs[:3], strict=True)]
+    wanted = [leaf for leaf, needed in zip(leaves, needs[:3], strict=True) if needed]
+    with recording("cpu"):
+        out, _ = Sdpa(spec)(leaves[0], leaves[1], leaves[2], (), ())
+    found = torch.autograd.grad(out, wanted, grad_out.to(out.dtype)) if wanted else ()
+    return [g.to(tensors[0].dtype).contiguous() for g in found]
 
 
 @contextlib.contextmanager

@@ -110,17 +110,19 @@ class TritonBackend:
         if problem:
             raise CompileError(problem)
         with on(q.device):
-            if self.split and self._wants_split(q, k):
+            if self.kind(q, k) == "decode":
                 more = {"processors": self.chip.processors}
                 return self._launch(self.split, (q, k, v, *captures, *scalars), more)
             if self.ready is not None and usual(q, k, v, captures):
                 return self._launch_ready(q, k, v, captures, scalars)
             return self._launch(self.kernels, (q, k, v, *captures, *scalars), {})
 
-    def _wants_split(self, q: Tensor, k: Tensor) -> bool:
+    def kind(self, q: Tensor, k: Tensor) -> str:
+        """Which kernel runs at these sizes: `forward` or `decode`."""
         batch, heads, n_q, _ = q.shape
         programs = batch * heads * -(-n_q // self.kernel.plan.block_m)
-        return wants_split(self.chip, programs, self.rows * n_q, k.shape[2])
+        split = self.split and wants_split(self.chip, programs, self.rows * n_q, k.shape[2])
+        return "decode" if split else "forward"
 
     @staticmethod
     def _launch(kernels: list[TritonKernel], arguments: tuple[Any, ...], more: dict[str, int]) -> Any:

@@ -105,7 +105,7 @@ def backward(job: dict[str, Any]) -> dict[str, Any]:
     inputs = tensors(item.spec, batch, n_q, n_k, job.get("layout", "contiguous"), dtype, 1.0)
     captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
     spec = replace(item.spec, returns=("lse",)).canonical()
-    learned = [c.name for c in spec.captures if c.kind == "float" and c.name not in load_names(spec.gate)]
+    learned = [c.name for c in spec.captures if c.kind == "float" and c.name not in load_names(spec.gate, spec.weight)]
     layout = layout_of(k_axes(spec), inputs[0], captures)
     reason = triton.supports_backward(spec, layout, learned)
     if reason is not None:

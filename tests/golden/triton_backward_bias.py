@@ -88,10 +88,11 @@ def visit_queries(
         logit = (bias_0 + (0.17677669 * s))
         if MASKED:
             logit = tl.where(valid, logit, float("-inf"))
-        p = tl.where(rows_inside & (row_lse > float("-inf")), tl.exp2((logit - row_lse) * LOG2E), 0.0)
         dp = tl.dot(grad, tl.trans(values), input_precision=FP32)
-        dlogit = tl.where(p == 0.0, 0.0, p * (dp - delta))
-        ds = tl.where(p == 0.0, 0.0, dlogit * 0.17677669)
+        p = tl.where(rows_inside & (row_lse > float("-inf")), tl.exp2((logit - row_lse) * LOG2E), 0.0)
+        kept = p != 0.0
+        dlogit = tl.where(kept, p * (dp - delta), 0.0)
+        ds = tl.where(kept, dlogit * 0.17677669, 0.0)
         grad_v = tl.dot(tl.trans(p), grad, grad_v, input_precision=FP32)
         grad_k = tl.dot(tl.trans(ds), queries, grad_k, input_precision=FP32)
     return grad_k, grad_v
@@ -165,12 +166,13 @@ def visit_keys(
         logit = (bias_0 + (0.17677669 * s))
         if MASKED:
             logit = tl.where(valid, logit, float("-inf"))
-        p = tl.where(rows_inside & (row_lse > float("-inf")), tl.exp2((logit - row_lse) * LOG2E), 0.0)
         dp = tl.dot(grad, tl.trans(values), input_precision=FP32)
-        dlogit = tl.where(p == 0.0, 0.0, p * (dp - delta))
-        ds = tl.where(p == 0.0, 0.0, dlogit * 0.17677669)
-        part = tl.where(p == 0.0, 0.0, dlogit * 1.0)
-        add_where(grad_bias_ptr + tl.cast(h, tl.int64) * grad_bias_stride0 + tl.cast(q, tl.int64) * grad_bias_stride1 + tl.cast(k, tl.int64) * grad_bias_stride2, part, (p != 0.0) & (k < n_k))
+        p = tl.where(rows_inside & (row_lse > float("-inf")), tl.exp2((logit - row_lse) * LOG2E), 0.0)
+        kept = p != 0.0
+        dlogit = tl.where(kept, p * (dp - delta), 0.0)
+        ds = tl.where(kept, dlogit * 0.17677669, 0.0)
+        part = tl.where(kept, dlogit * 1.0, 0.0)
+        add_where(grad_bias_ptr + tl.cast(h, tl.int64) * grad_bias_stride0 + tl.cast(q, tl.int64) * grad_bias_stride1 + tl.cast(k, tl.int64) * grad_bias_stride2, part, kept & (k < n_k))
         grad_q = tl.dot(ds, tl.trans(keys), grad_q, input_precision=FP32)
     return grad_q
 

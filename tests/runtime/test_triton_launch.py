@@ -18,6 +18,7 @@ from attnopt.codegen.triton_plans import CHIPS
 from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import triton_launch
+from attnopt.runtime.dispatch import AttnoptWarning, Dispatcher, _Site
 from attnopt.runtime.triton_binaries import Binary
 from attnopt.runtime.triton_launch import TritonBackend, build, chip_of, usual
 from attnopt.runtime.triton_load import load
@@ -100,6 +101,7 @@ def test_few_queries_and_many_keys_are_split(monkeypatch: pytest.MonkeyPatch) ->
     with FakeTensorMode():
         q, k = (torch.empty(1, h, n, 32, device="cuda", dtype=torch.bfloat16) for h, n in ((8, 1), (2, 8000)))
         out, lse = backend(q, k, k, (), ())
+        assert (backend.kind(q, k), backend.kind(k, k)) == ("decode", "forward")
     (((programs, _, _), arguments, _),) = split.calls
     splits = programs // 2  # one tile for each of two key heads
     assert splits == min(132, -(-8000 // backend.split[0].plan.block_n), 128)
@@ -142,6 +144,25 @@ def test_an_unknown_chip_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(CompileError, match=r"capability 7\.5"):
         chip_of(torch.device("cuda"))
+
+
+def test_the_dispatcher_takes_triton_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, device = _Site(LSE.text), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert isinstance(Dispatcher(Options())._choose(site, HALF, None, device), TritonBackend)
+    assert isinstance(Dispatcher(Options(kernel="triton"))._choose(site, HALF, None, device), TritonBackend)
+    assert Dispatcher(Options(kernel="sdpa"))._choose(site, HALF, None, device).name in ("sdpa", "reference")
+    assert Dispatcher(Options(kernel="triton"))._choose(site, HALF, None, torch.device("cpu")).name != "triton"
+
+
+def test_a_chip_without_plans_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, dispatcher = _Site(LSE.text), Dispatcher(Options())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.warns(AttnoptWarning, match=r"capability 7\.5.*runs instead") as said:
+        for _ in range(3):
+            assert dispatcher._choose(site, HALF, None, torch.device("cuda")).name != "triton"
+    assert len(said) == 1
+    assert "7.5" in site.reason
 
 
 def test_lengths_and_strides_beyond_32_bits_are_refused(qkv: list[torch.Tensor]) -> None:

@@ -1,0 +1,48 @@
+"""Where an expression in exact numbers would not say what the source's arithmetic, which rounds, computes."""
+
+from __future__ import annotations
+
+import sympy as sp
+import torch
+from sympy.logic.boolalg import Boolean
+
+from attnopt import expr as ex
+
+# From here on a factor of a tensor may leave the range of its dtype: `(1 - m)*min` is finite where `min*m` is not.
+_HUGE = sp.Integer(10) ** 29
+# Fractions of integers that binary floating point numbers hold without rounding.
+_FINE = 1024
+_WIDE = (torch.float32, torch.float64)
+
+
+def overflows(found: sp.Basic, dtype: torch.dtype) -> bool:
+    """Whether a constant is beyond the dtype, where the source has an infinity: finfo(float32).min in bfloat16."""
+    if not dtype.is_floating_point:
+        return False
+    limit = sp.Rational(torch.finfo(dtype).max)
+    return any(abs(c) > limit for c in found.atoms(sp.Rational))
+
+
+def out_of_range(found: sp.Basic) -> bool:
+    """Whether a tensor's element is multiplied by a number so large that the order of a sum decides over infinity."""
+    for product in found.atoms(sp.Mul):
+        factor, rest = product.as_coeff_Mul()
+        if factor.is_finite and abs(factor) >= _HUGE:
+            if any(f.has(ex.Load) and not isinstance(f, ex.Where) for f in sp.Mul.make_args(rest)):
+                return True
+    return False
+
+
+def rounds(found: sp.Basic, dtype: torch.dtype) -> bool:
+    """Whether numbers made of coordinates are rounded in this dtype, so that comparing them exactly is another test."""
+    if not dtype.is_floating_point or not _computed(found):
+        return False
+    fine = sp.expand(found * _FINE) if isinstance(found, sp.Expr) else found
+    return dtype not in _WIDE or not fine.is_integer
+
+
+def _computed(found: sp.Basic) -> bool:
+    """Whether a coordinate or a size enters by arithmetic, and not as a place or in a test."""
+    if isinstance(found, (ex.Load, Boolean)):
+        return found.is_Symbol
+    return found.is_Symbol or any(_computed(a) for a in found.args)
