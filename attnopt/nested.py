@@ -146,6 +146,9 @@ class Replay(fx.Interpreter):
             return self.open[-1]
         if target is _exit_autocast:
             return self.open.pop().__exit__(None, None, None)
+        if target is _data or (target is getattr and args[1] == "data"):
+            # `x.data` would not be traced, and what is written to it would be lost.
+            return torch.ops.aten.detach.default(args[0])
         if target is torch.ops.higher_order.autograd_function_apply:
             return _kept(target, args, kwargs)
         if target is torch.ops.higher_order.tag_activation_checkpoint:
@@ -168,6 +171,7 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+_data = getattr(torch._C._autograd, "_get_data_attr", None)
 _RECOMPUTE = functools.partial(create_selective_checkpoint_contexts, lambda *_, **__: CheckpointPolicy.PREFER_RECOMPUTE)
 
 

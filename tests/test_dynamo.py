@@ -53,3 +53,17 @@ def test_a_graph_that_cannot_be_traced_says_so() -> None:
     graph.output((graph.call_function(torch.matmul, (x, x)),))
     with pytest.raises(CaptureError, match="could not be traced"):
         dynamo.retrace(torch.fx.GraphModule(torch.nn.Module(), graph), [X])
+
+
+def test_what_is_written_to_data_is_not_lost() -> None:
+    """`.data` is no call that a tracer sees; CogVideoX fills its position embedding through it."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y.data[:, 1:].copy_(x[:, :1].expand(-1, 3, -1))
+        return (y @ y.mT).softmax(-1) @ y
+
+    model, x = Function(run), torch.randn(2, 4, 8)
+    fast = attnopt.optimize(model, (x,))
+    torch.testing.assert_close(fast(x), model(x))
+    assert "changed in place" in fast.report.sites[0].reason

@@ -50,7 +50,7 @@ def _long(spec: AttentionSpec, sizes: Sizes) -> bool:
 
 
 PLANS: tuple[Row, ...] = (
-    Row("stream", _streams, lambda lanes: Plan(16, 64, lanes, min(lanes, 8), "stream")),
+    Row("stream", _streams, lambda lanes: Plan(16, 32, lanes, min(lanes, 8), "stream")),
     Row("long", _long, lambda lanes: Plan(96, 256, lanes, _rows(lanes))),
     Row("tile", lambda spec, sizes: True, lambda lanes: Plan(48, 128, lanes, _rows(lanes))),
 )

@@ -114,7 +114,7 @@ def _known(spec: AttentionSpec) -> list[str]:
 
 
 def _delta(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
-    pointers, strides = tensor_arguments([("out", layout.dtype, 4), ("grad", layout.dtype, 4)])
+    pointers, strides = tensor_arguments([("out", "float32", 4), ("grad", layout.dtype, 4)])
     rows = [Argument("dlse_ptr", "float32", "dlse"), Argument("delta_ptr", "float32", "delta")]
     given = [*pointers, *rows, Argument("n_q", "size"), *strides]
     lines = [

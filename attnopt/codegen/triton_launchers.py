@@ -16,7 +16,11 @@ def forward_launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
     captures = [c.name for c in spec.captures]
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
     lse = "lse" in spec.returns
-    made = ["batch, heads, n_q, _ = q.shape", "out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)"]
+    made = [
+        "batch, heads, n_q, _ = q.shape",
+        "if out is None:",
+        "    out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)",
+    ]
     if lse:
         made.append("lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)")
     made += [
@@ -29,11 +33,11 @@ def forward_launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
     ]
     return "\n".join(
         [
-            f"def attention({', '.join(['q', 'k', 'v', *names])}, launch=attention_forward):",
+            f"def attention({', '.join(['q', 'k', 'v', *names])}, launch=attention_forward, out=None):",
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
             f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
-            "    `launch`: the kernel, or one like it that was compiled before.",
+            "    `launch`: the kernel, or one like it that was compiled before; `out`: where to write, in any float dtype.",
             '    """',
             *(f"    {line}" for line in made),
         ]

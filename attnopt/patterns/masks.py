@@ -19,6 +19,8 @@ from attnopt.spec import EmptyRow
 
 # Below this a float32 or bfloat16 score is absorbed: adding any score of a magnitude under 1e29 returns the fill.
 HUGE = -(sp.Integer(10) ** 37)
+# From here on a number is no score, and a number above this share of a fill takes the whole weight beside it.
+_LARGE, _CLEAR = sp.Integer(10) ** 29, sp.Rational(9, 10)
 # From here on adding a number to a score of sixteen bits rounds the score to multiples of a unit that matters.
 _COARSE = -256
 
@@ -46,6 +48,8 @@ def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, lim
     twice = _masked_twice(logit, limit)
     score, keep = twice or _peel(logit, infinite=False)
     loaded = [load for load in score.atoms(ex.Load) if not isinstance(load, ex.IntLoad)]
+    if keep != sp.true and not twice and not _above(score, _fills(logit) - set(_branches(score))):
+        return Masked(logit, sp.true, EmptyRow.NAN)
     if score.has(ex.NEG_INF) or not all(finite(load.args[0].name) for load in loaded):
         return Masked(logit, sp.true, EmptyRow.NAN)
     return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true and not twice else EmptyRow.NAN)
@@ -64,6 +68,20 @@ def _masked_twice(logit: sp.Expr, limit: float) -> tuple[sp.Expr, Boolean] | Non
         return None
     score = ex.Where(sp.And(one, other), sp.Add(*[score for score, _, _ in parts]), x)
     return score, ex.canon(sp.Or(one, other))
+
+
+def _above(score: sp.Expr, fills: set[sp.Expr]) -> bool:
+    """Whether every score is above the fills for certain, so that what is filled counts in an empty row only."""
+    if isinstance(score, ex.Where):
+        return all(_above(x, fills) for x in score.args[1:])
+    if score.is_number and abs(score) >= _LARGE:
+        return bool(fills) and all(score >= fill * _CLEAR for fill in fills)
+    return not any(abs(x) >= _LARGE for x in score.atoms(sp.Rational))
+
+
+def _branches(score: sp.Expr) -> list[sp.Expr]:
+    """What a chain of tests at the head of the score chooses from."""
+    return [y for x in score.args[1:] for y in _branches(x)] if isinstance(score, ex.Where) else [score]
 
 
 def _fills(term: sp.Expr) -> set[sp.Expr]:

@@ -14,6 +14,7 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.errors import Decline
+from attnopt.functional import WRITES
 from attnopt.graph import op_name, value
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.views import Index, shape
@@ -45,6 +46,8 @@ def walk(place: Place, lifter: Lifter) -> list[tuple[fx.Node, Index, sp.Expr]]:
     node, index, factor = place.node, place.index, sp.S.One
     steps = [(node, index, factor)]
     while True:
+        if node.meta.get(WRITES):  # what is written into it is not in what it was made of
+            return steps
         moved = lifter.step(node, index)
         if moved is None and op_name(node) in ("aten::mul", "aten::div"):
             moved = _scaled(node, index)

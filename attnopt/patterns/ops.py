@@ -81,6 +81,22 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> sp.Expr:
     return x if high is None else Minimum(x, num(high))
 
 
+def _extreme(pick: Callable[..., Any]) -> Callable[..., Any]:
+    """Two masks of the same two numbers make a third: the smaller one is kept where both keep, the larger where any."""
+
+    def apply(x: Any, y: Any) -> Any:
+        x, y = num(x), num(y)
+        if not all(isinstance(m, Where) and m.args[1].is_number and m.args[2].is_number for m in (x, y)):
+            return pick(x, y)
+        if {*x.args[1:]} != {*y.args[1:]} or not all(m.is_extended_real for m in x.args[1:]):
+            return pick(x, y)
+        low, high = sorted(x.args[1:])
+        lows = [m.args[0] if m.args[1] == low else sp.Not(m.args[0]) for m in (x, y)]
+        return Where((sp.Or if pick is Minimum else sp.And)(*lows), low, high)
+
+    return apply
+
+
 def _compare(relation: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, y: relation(num(x), num(y), evaluate=True)
 
@@ -194,10 +210,10 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::clamp": _clamp,
     "aten::clamp_min": lambda x, low: _clamp(x, low),
     "aten::clamp_max": lambda x, high: _clamp(x, None, high),
-    "aten::maximum": lambda x, y: Maximum(num(x), num(y)),
-    "aten::minimum": lambda x, y: Minimum(num(x), num(y)),
-    "aten::max.other": lambda x, y: Maximum(num(x), num(y)),
-    "aten::min.other": lambda x, y: Minimum(num(x), num(y)),
+    "aten::maximum": _extreme(Maximum),
+    "aten::minimum": _extreme(Minimum),
+    "aten::max.other": _extreme(Maximum),
+    "aten::min.other": _extreme(Minimum),
     "aten::where": lambda c, x, y: Where(log(c), num(x), num(y)),
     "aten::masked_fill": lambda x, c, y: Where(log(c), num(y), num(x)),
     "aten::fill": lambda x, y: num(y),

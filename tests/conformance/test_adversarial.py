@@ -92,6 +92,12 @@ CASES = (
     Case("memory_read_afterwards", lambda q, k, v: attend(q, k, v).as_strided((B, H * S), (H * S * D, D))),
     Case("largest_score_moved", lambda q, k, v: attend(q, k, v, lambda s: torch.where(s >= s.amax(-1, keepdim=True), s, -5.0))),
     Case("not_a_number", lambda q, k, v, m: attend(q, k, v, lambda s: s + (1 - m.float())[:, None, None] * -INF), (KEEP,), (LEFT,)),
+    Case("padding_added_then_causal_filled", lambda q, k, v, m: attend(q, k, v, lambda s: (s + (~m)[:, None, None] * MIN).masked_fill(CAUSAL, MIN)), (KEEP,), (LEFT,)),
+    Case("filled_lower_then_higher", lambda q, k, v, m: attend(q, k, v, lambda s: s.masked_fill(~m[:, None, None], MIN).masked_fill(CAUSAL, -1e38)), (KEEP,), (LEFT,)),
+    Case("integer_padding_and_finite", lambda q, k, v, m: attend(q, k, v, lambda s: s + (1 - m)[:, None, None] * MIN + torch.full((S, S), MIN).triu(1)),
+         (KEEP.long(),), (LEFT.long(),)),
+    Case("positions_rounded", lambda q, k, v: attend(q, k, v, lambda s: s.masked_fill((PLACES * 0.1 + 0.2)[None] == ((PLACES + 2) * 0.1)[:, None], -5.0))),
+    Case("positions_of_eight_bits", lambda q, k, v: attend(q, k, v, lambda s: s.masked_fill((PLACES.bfloat16() * 99)[None] > (PLACES.bfloat16() * 99)[:, None] - 1, -INF))),
     Case("weights_zeroed", lambda q, k, v, m: (q @ k.mT).softmax(-1).masked_fill(~m[:, None, None], 0) @ v, (KEEP,), (LEFT,)),
 )  # fmt: skip
 
@@ -109,6 +115,19 @@ def test_case_is_right(case: Case, validate: bool) -> None:
         golden = eager.double() if case.name == "largest_score_moved" else model(*wide)
         verdict = compare(golden.nan_to_num(3.0), eager.nan_to_num(3.0), fast(*QKV, *more).nan_to_num(3.0))
         assert verdict.ok, verdict
+
+
+def test_the_smaller_of_two_masks_rounds_scores_of_sixteen_bits() -> None:
+    fill = torch.finfo(torch.float16).min
+
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        causal = torch.full((S, S), fill, dtype=torch.float16).triu(1)
+        return attend(q, k, v, lambda s: s + torch.minimum((~m)[:, None, None].half() * fill, causal))
+
+    half = tuple(x.half() for x in QKV)
+    fast = attnopt.optimize(Function(run), (*half, KEEP), validate=False)
+    assert fast.report.fused == 1
+    torch.testing.assert_close(fast(*half, LEFT), run(*half, LEFT), atol=4e-3, rtol=4e-3)
 
 
 def test_a_tensor_given_twice_is_two_inputs() -> None:

@@ -65,7 +65,7 @@ def test_every_case_agrees_with_its_keys_split(dtype: str) -> None:
     """Few queries and many keys; some splits are empty. A third of the cases for each dtype; all under `make triton`."""
     sizes, place = ((1, 1, 75), (2, 3, 40), (1, 5, 7)), DTYPES.index(dtype)
     jobs = [
-        job(name, dtype, sizes[i % 3], kind="decode", splits=(3, 4, 2)[i % 3], layout=LAYOUTS[i % 4])
+        job(name, dtype, sizes[i % 3], kind="decode", splits=(3, 4, 2)[i % 3], size=0.5, layout=LAYOUTS[i % 4])
         for i, name in enumerate(CASES)
         if ALL or i % 3 == place
     ]

@@ -136,13 +136,14 @@ def attention_forward(
     tl.store(out_at, result, mask=inside)
 
 
-def attention(q, k, v, launch=attention_forward):
+def attention(q, k, v, launch=attention_forward, out=None):
     """out [B, 4, n_q, 32], a view of a contiguous [B, n_q, 4, 32], and lse [B, 4, n_q] or None.
 
-    `launch`: the kernel, or one like it that was compiled before.
+    `launch`: the kernel, or one like it that was compiled before; `out`: where to write, in any float dtype.
     """
     batch, heads, n_q, _ = q.shape
-    out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)
+    if out is None:
+        out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)
     grid = (triton.cdiv(n_q, BLOCK_M.value) * batch * 4, 1, 1)
     launch[grid](
         q, k, v, out,

@@ -54,7 +54,7 @@ def qkv() -> Iterator[list[torch.Tensor]]:
 def recorded(backend: TritonBackend, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> Recorder:
     recorder, module = Recorder(error), load(backend.kernel)
     monkeypatch.setattr(module, "attention_forward", recorder)
-    monkeypatch.setattr(module.attention, "__defaults__", (recorder,))
+    monkeypatch.setattr(module.attention, "__defaults__", (recorder, None))
     return recorder
 
 
@@ -87,7 +87,7 @@ def test_a_plan_that_is_too_large_is_followed_by_the_next(
     backend = build(LSE, HALF, CHIPS["sm_90"], Options())
     first, second = backend.kernels[:2]
     recorded(backend, monkeypatch, OutOfResources("shared memory"))
-    monkeypatch.setattr(load(second).attention, "__defaults__", (Recorder(),))
+    monkeypatch.setattr(load(second).attention, "__defaults__", (Recorder(), None))
     backend(*qkv, (), ())
     assert backend.kernel is second
     assert first is not second
