@@ -24,6 +24,7 @@ from attnopt.codegen.triton_forward import (
     tensor_arguments,
     tile_loads,
     visit_calls,
+    wrapped,
 )
 from attnopt.codegen.triton_parts import (
     ELEMENTS,
@@ -170,7 +171,7 @@ def _cast(layout: Layout, code: str) -> str:
 
 
 def _function(name: str, about: str, state: Sequence[str], wanted: Sequence[str], body: Sequence[str]) -> str:
-    given = [f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", "lo, hi, MASKED: tl.constexpr,"]
+    given = [f"{', '.join(state)},", *wrapped(wanted[len(state) :]), "lo, hi, MASKED: tl.constexpr,"]
     lines = ["@triton.jit", f"def {name}(", *indent(given), "):", f'    """{about}"""']
     return "\n".join([*lines, *indent(body), f"    return {', '.join(state)}"])
 
@@ -240,7 +241,7 @@ def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     ]
     inner = [f"h = key_head * {group} + member", *_seen(made)]
     wanted = _wanted(loop, given, [*setup, *inner[:1]], state)
-    call = [f"{', '.join(state)},", f"{', '.join(wanted[2:])},", "begin, end, True,"]
+    call = [f"{', '.join(state)},", *wrapped(wanted[2:]), "begin, end, True,"]
     inner += [f"{', '.join(state)} = visit_queries(", *indent(call), ")"]
     main = [*setup, f"for member in range({group}):", *indent(inner), *_store_keys(spec)]
     about = "Tiles [lo, hi) of queries: their part of dK and dV."

@@ -94,13 +94,23 @@ def _grouped(given: Sequence[Argument]) -> list[str]:
     return [f"{', '.join(names)}," for names in groups.values()]
 
 
+def wrapped(names: Sequence[str], width: int = 100) -> list[str]:
+    """Names by lines, each one with its comma."""
+    lines = [""]
+    for name in names:
+        if lines[-1] and len(lines[-1]) + len(name) + 2 > width:
+            lines.append("")
+        lines[-1] += f"{' ' if lines[-1] else ''}{name},"
+    return lines if names else []
+
+
 def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[str]) -> str:
     """The loop over keys as a function."""
     return "\n".join(
         [
             "@triton.jit",
             "def visit_keys(",
-            *indent([f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", "lo, hi, MASKED: tl.constexpr,"]),
+            *indent([f"{', '.join(state)},", *wrapped(wanted[len(state) :]), "lo, hi, MASKED: tl.constexpr,"]),
             "):",
             '    """Keys [lo, hi) by tiles. Not MASKED: every query of the tile keeps every one of them."""',
             *indent(body),
@@ -213,7 +223,7 @@ def visit_calls(found: Sequence[tuple[str, str, bool]], state: Sequence[str], wa
     """A call of `visit_keys` for every loop."""
     lines = []
     for begin, end, masked in found:
-        given = [f"{', '.join(state)},", f"{', '.join(wanted[len(state) :])},", f"{begin}, {end}, {masked},"]
+        given = [f"{', '.join(state)},", *wrapped(wanted[len(state) :]), f"{begin}, {end}, {masked},"]
         lines += [f"{', '.join(state)} = visit_keys(", *indent(given), ")"]
     return lines
 

@@ -37,7 +37,7 @@ def forward_launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
             f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
-            "    `launch`: the kernel, or one like it that was compiled before; `out`: where to write, in any float dtype.",
+            "    `launch`: the kernel, or one that was compiled before; `out`: where to write, of any float dtype.",
             '    """',
             *(f"    {line}" for line in made),
         ]

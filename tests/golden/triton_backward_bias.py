@@ -66,7 +66,9 @@ def attention_delta(
 @triton.jit
 def visit_queries(
     grad_k, grad_v,
-    q_ptr, bias_ptr, lse_ptr, delta_ptr, grad_ptr, n_q, q_stride0, q_stride1, q_stride2, q_stride3, bias_stride0, bias_stride1, grad_stride0, grad_stride1, grad_stride2, grad_stride3, b, d, dv, k, valid, keys, values, h,
+    q_ptr, bias_ptr, lse_ptr, delta_ptr, grad_ptr, n_q, q_stride0, q_stride1, q_stride2, q_stride3,
+    bias_stride0, bias_stride1, grad_stride0, grad_stride1, grad_stride2, grad_stride3, b, d, dv, k,
+    valid, keys, values, h,
     lo, hi, MASKED: tl.constexpr,
 ):
     """Tiles [lo, hi) of queries: their part of dK and dV."""
@@ -136,7 +138,9 @@ def attention_dkv(
         end = tiles
         grad_k, grad_v = visit_queries(
             grad_k, grad_v,
-            q_ptr, bias_ptr, lse_ptr, delta_ptr, grad_ptr, n_q, q_stride0, q_stride1, q_stride2, q_stride3, bias_stride0, bias_stride1, grad_stride0, grad_stride1, grad_stride2, grad_stride3, b, d, dv, k, valid, keys, values, h,
+            q_ptr, bias_ptr, lse_ptr, delta_ptr, grad_ptr, n_q, q_stride0, q_stride1, q_stride2, q_stride3,
+            bias_stride0, bias_stride1, grad_stride0, grad_stride1, grad_stride2, grad_stride3, b, d, dv, k,
+            valid, keys, values, h,
             begin, end, True,
         )
     keys_inside = k0 + tl.arange(0, BLOCK_N)[:, None] < n_k
@@ -151,7 +155,8 @@ def attention_dkv(
 @triton.jit
 def visit_keys(
     grad_q,
-    grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2, h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
+    grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2,
+    h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
     lo, hi, MASKED: tl.constexpr,
 ):
     """Keys [lo, hi) by tiles: their part of dQ."""
@@ -221,12 +226,14 @@ def attention_dq(
     grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     grad_q = visit_keys(
         grad_q,
-        grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2, h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
+        grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2,
+        h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
         full_first, full_last, False,
     )
     grad_q = visit_keys(
         grad_q,
-        grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2, h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
+        grad_bias_ptr, n_k, k_stride2, v_stride2, grad_bias_stride0, grad_bias_stride1, grad_bias_stride2,
+        h, q, queries, grad, row_lse, delta, rows_inside, k_base, v_base, k_offsets, v_offsets, bias_row0,
         full_last, last, True,
     )
     dq_base = dq_ptr + tl.cast(b, tl.int64) * dq_stride0 + tl.cast(h, tl.int64) * dq_stride1

@@ -142,7 +142,7 @@ def attention_forward(
 def attention(q, k, v, pad_tensor, launch=attention_forward, out=None):
     """out [B, 4, n_q, 32], a view of a contiguous [B, n_q, 4, 32], and lse [B, 4, n_q] or None.
 
-    `launch`: the kernel, or one like it that was compiled before; `out`: where to write, in any float dtype.
+    `launch`: the kernel, or one that was compiled before; `out`: where to write, of any float dtype.
     """
     batch, heads, n_q, _ = q.shape
     if out is None:
