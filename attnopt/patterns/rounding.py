@@ -27,14 +27,14 @@ def out_of_range(found: sp.Basic) -> bool:
     """Whether a tensor's element is multiplied by a number so large that the order of a sum decides over infinity."""
     for product in found.atoms(sp.Mul):
         factor, rest = product.as_coeff_Mul()
-        if factor.is_finite and abs(factor) >= _HUGE:
-            if any(f.has(ex.Load) and not isinstance(f, ex.Where) for f in sp.Mul.make_args(rest)):
-                return True
+        loads = any(f.has(ex.Load) and not isinstance(f, ex.Where) for f in sp.Mul.make_args(rest))
+        if loads and factor.is_finite and abs(factor) >= _HUGE:
+            return True
     return False
 
 
 def rounds(found: sp.Basic, dtype: torch.dtype) -> bool:
-    """Whether numbers made of coordinates are rounded in this dtype, so that comparing them exactly is another test."""
+    """Whether numbers that are computed in this dtype may be rounded, so that comparing exact ones is another test."""
     if not dtype.is_floating_point or not _computed(found):
         return False
     fine = sp.expand(found * _FINE) if isinstance(found, sp.Expr) else found
@@ -42,7 +42,7 @@ def rounds(found: sp.Basic, dtype: torch.dtype) -> bool:
 
 
 def _computed(found: sp.Basic) -> bool:
-    """Whether a coordinate or a size enters by arithmetic, and not as a place or in a test."""
-    if isinstance(found, (ex.Load, Boolean)):
-        return found.is_Symbol
-    return found.is_Symbol or any(_computed(a) for a in found.args)
+    """Whether this is more than a number, an element of a tensor, or a choice of such."""
+    if isinstance(found, ex.Where):
+        return any(_computed(x) for x in found.args[1:])
+    return found.is_Symbol or not (found.is_number or isinstance(found, (ex.Load, Boolean)))

@@ -37,6 +37,8 @@ def test_a_tensor_times_a_huge_number_is_out_of_range(found: sp.Expr, expected: 
         (ex.k * ex.number(0.7), torch.float32, True),
         (ex.k * ex.number(0.7), torch.float64, True),
         (ex.load("x", ex.k), torch.bfloat16, False),
+        (ex.load("x", ex.k) + ex.load("y", ex.q), torch.float32, True),
+        (MASK - ex.load("ids", ex.q, integer=True), torch.float32, False),
         (KEPT, torch.bfloat16, False),
         (ex.k, torch.int64, False),
     ],
