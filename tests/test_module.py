@@ -104,3 +104,9 @@ def test_children_and_hooks(model: SelfAttention, fast: OptimizedModule) -> None
     fast.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     fast(X)
     assert seen == [(2, 5, 16)]
+
+
+def test_a_graph_made_under_autocast_is_not_used_without_it(model: SelfAttention) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = attnopt.optimize(model, (X,), validate=False)
+    assert fast(X).dtype == model(X).dtype == torch.float32
