@@ -146,7 +146,7 @@ def _chosen(trail: Trail) -> fx.Node | None:
 
 
 def _of_scores(node: fx.Node) -> bool:
-    """Whether what is sorted is made by a product of two computed tensors; a router's logits are a linear map of one."""
+    """Whether what is sorted is made by a product of two computed tensors; a router's logits are a linear map."""
     made = _product(_back(node.args[0]))  # type: ignore[arg-type]
     return made is not None and all(map(_batched, made.all_input_nodes))
 

@@ -214,7 +214,8 @@ class Dispatcher:
             except AttnoptError as error:
                 problem = str(error)
         site.reason = problem
-        self.warn(f"no compiled kernel: {problem.rstrip('.')}. {self._instead(site).capitalize()} runs instead.")
+        if not site.spec.dropout:  # no kernel has dropout, and nothing can be installed against that
+            self.warn(f"no compiled kernel: {problem.rstrip('.')}. {self._instead(site).capitalize()} runs instead.")
         return site.fallback()
 
     @staticmethod

@@ -61,6 +61,8 @@ def _split_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
 
 
 FLOAT = torch.zeros(B, 1, S, S)
+
+
 def _assigned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A boolean mask, part of which is written after it was made."""
     keep = mask[:, None, None].expand(B, H, S, S).clone()

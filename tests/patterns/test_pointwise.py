@@ -77,7 +77,7 @@ DECLINED = (
     ),
     ("masked_after", lambda q, k, v: (by_sum(scores(q, k).sigmoid()) * (W > 0)) @ v, "a sum over other keys"),
     ("two_norms", lambda q, k, v: F.normalize(scores(q, k), dim=-1) @ v, "another norm than the sum"),
-    ("compared", lambda q, k, v: ((s := scores(q, k)) * (s > 0.5)) @ v, "compared with one another"),
+    ("compared", lambda q, k, v: ((s := scores(q, k)) * (s > 0.5)) @ v, "computed from the scores"),
     ("twice", lambda q, k, v: by_sum(by_sum(scores(q, k).sigmoid()) + 1) @ v, "normalised more than once"),
 )
 

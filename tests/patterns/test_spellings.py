@@ -13,7 +13,7 @@ from attnopt.capture import capture
 from attnopt.patterns import find
 from attnopt.patterns.known import Known
 from attnopt.region import Region
-from attnopt.runtime.validate import compare
+from attnopt.runtime.validate import compare, nudge
 from tests.modules import Function
 from tests.spellings import GROUPS, SPELLINGS, Spelling
 from tests.spellings.row import K, Q
@@ -117,9 +117,14 @@ def test_its_kernel_is_as_close_as_the_source(row: Spelling) -> None:
     for g, e, k in zip(golden[0], eager[0], found[0], strict=True):
         verdict = compare(g, e, k)
         assert verdict.ok, verdict.reason
-    for g, e, k in zip(golden[1][: len(row.shapes)], eager[1], found[1], strict=False):  # type: ignore[assignment]
+    # On a few dozen numbers eager may be lucky: what inputs a rounding away would give is allowed too.
+    wide = _inputs(row, double=True)
+    moved = [[nudge(x, 2.0, 7 * seed) if x.is_floating_point() else x for x in wide] for seed in (1, 2, 3)]
+    nudged = [_run(_model(row, double=True), inputs, row)[1] for inputs in moved]
+    for place, (g, e, k) in enumerate(zip(golden[1][: len(row.shapes)], eager[1], found[1], strict=False)):  # type: ignore[assignment]
         if g is not None and bool(g.isfinite().all()):
-            verdict = compare(g, e, k, gradients=True)
+            others = [run[place] for run in nudged]
+            verdict = compare(g, e, k, gradients=True, nudged=[x for x in others if x is not None])
             assert verdict.ok, verdict.reason
 
 
