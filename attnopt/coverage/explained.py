@@ -70,14 +70,14 @@ EXPLANATIONS: tuple[Explanation, ...] = (
     ),
     Explanation(
         r"minimax_m3_vl_vision", r"applies the weights has a form", r"self_attn",
-        "Images of different sizes are cut out of one row at places read from data, for queries, keys and values one by "
-        "one. Nothing in the graph says that keys and values are equally many.",
+        "Images of different sizes are cut out of one row at places read from data, for queries, keys and values one "
+        "by one. Nothing in the graph says that keys and values are equally many.",
         attention=True,
     ),
     Explanation(
         r"pegasus_x", r"talking heads|runs over more than the keys", r"self_attn",
-        "One softmax over global and local keys put behind one another, whose two parts are then applied to two tensors "
-        "of values by two products. No single product of weights and values exists; it could be read as one over both.",
+        "One softmax over global and local keys put behind one another, whose two parts are then applied to two "
+        "tensors of values by two products. No single product of weights and values exists.",
         attention=True,
     ),
     Explanation(
