@@ -51,8 +51,8 @@ CHIPS = {
     )
 }
 
-# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled: it fits, and spills
-# nothing or less than 256 bytes.
+# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled (but fp32 at 256 on
+# sm_100): it fits, and spills nothing or less than 256 bytes.
 _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 3), (64, 64, 4, 3)),
     ("sm_80", 2, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3)),
