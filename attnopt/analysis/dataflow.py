@@ -79,7 +79,8 @@ class _Cone:
 
     def __init__(self, start: set[Any], following: Neighbours, allowed: Callable[[Any], bool]) -> None:
         self.seen = set(start)
-        self.waiting = [iter(following(x)) for x in start]
+        # In order of computation: the last source, most often the nearest to the sink, is followed first.
+        self.waiting = [iter(following(x)) for x in sorted(start)]
         self.following = following
         self.allowed = allowed
 
