@@ -159,8 +159,10 @@ def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: 
         return captured
     if fast._decisions is not None:
         calibration = Calibration(captured.states, (), captured.out_spec)
-        gm = approximate.repeat(captured.gm, settings.rewrites, fast._decisions, calibration, captured.scalars)
-        return replace(captured, gm=gm)
+        done = approximate.repeat(
+            captured.gm, settings.rewrites, fast._decisions, calibration, fast.added(), captured.scalars
+        )
+        return replace(captured, gm=done.gm, states=done.states)
     source = fast._source
     tensors = {**captured.constants, **dict(source.named_buffers(remove_duplicate=False))}
     tensors.update(source.named_parameters(remove_duplicate=False))
@@ -170,7 +172,7 @@ def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: 
         captured.gm, settings.rewrites, calibration, tensors, captured.scalars, settings.tolerance
     )
     fast.adopt(done.decisions, done.tensors)
-    return replace(captured, gm=done.gm)
+    return replace(captured, gm=done.gm, states=done.states)
 
 
 def _build(

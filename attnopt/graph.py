@@ -20,6 +20,8 @@ from attnopt.nested import bodies, mark_autocast, name_apart
 aten = torch.ops.aten
 # Marks an input that is a parameter or a buffer, where its name does not say so.
 WEIGHT = "attnopt_weight"
+# The submodule of an optimised model that holds what approximate rewrites bring along, such as learned maps.
+ADDED = "attnopt"
 
 _DROPPED = {
     aten._assert_tensor_metadata.default,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from attnopt.capture import Captured, share
+from attnopt.graph import ADDED
 from attnopt.options import Options
 from attnopt.patterns.known import KNOWN
 from attnopt.report import Report
@@ -156,11 +157,36 @@ class OptimizedModule(nn.Module):
         return _restore(copy.deepcopy(self._source, memo), self._build, self.training, self._decisions)
 
     def adopt(self, decisions: tuple[Any, ...], tensors: Mapping[str, Any]) -> None:
-        """Remember what approximate rewrites decided; take the smaller parameters they made, under the old names."""
+        """Remember what approximate rewrites decided.
+
+        Parameters that they made smaller are taken under their old names, tensors that they added as parameters
+        or buffers of the submodule `attnopt`.
+        """
         object.__setattr__(self, "_decisions", decisions)
+        _take_in(self._source, {name: t for name, t in tensors.items() if name.startswith(f"{ADDED}.")})
         for name in {cut[0] for decision in decisions for cut in decision.cuts}:
             owner, _, leaf = name.rpartition(".")
             self._source.get_submodule(owner)._parameters[leaf] = tensors[name]
+
+    def added(self) -> dict[str, torch.Tensor]:
+        """The tensors that approximate rewrites added, by name."""
+        states = (*self._source.named_parameters(), *self._source.named_buffers())
+        return {name: tensor for name, tensor in states if name.startswith(f"{ADDED}.")}
+
+
+def _take_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Register tensors under their dotted names, in modules that are made for them."""
+    for name, tensor in tensors.items():
+        *path, leaf = name.split(".")
+        owner = model
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
 
 
 def _restore(

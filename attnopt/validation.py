@@ -19,10 +19,12 @@ from attnopt.pipeline import Found
 from attnopt.region import Line, Region
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import Verdict, compare
+from attnopt.spec import AttentionSpec
 
 # Above this many fp64 scores a site is checked on sampled rows of the reference instead of the source's nodes.
 _MOST_SCORES = 2**26
 _ROWS = 32
+_ATTENTION = torch.ops.attnopt.attention.default
 
 
 def validate_graphs(
@@ -105,7 +107,7 @@ class _Checker(fx.Interpreter):
                 self.pending[name] = self.pending.get(name, 0) + 1
 
     def run_node(self, n: fx.Node) -> Any:
-        result = self._inside(n) if isinstance(n.target, HigherOrderOperator) else super().run_node(n)
+        result = self._inside(n) if isinstance(n.target, HigherOrderOperator) else self._plain(n)
         if n.op == "placeholder":
             self.given[n.name] = result
         if n.name in self.pending:
@@ -118,6 +120,15 @@ class _Checker(fx.Interpreter):
                 if not self.pending[name]:
                     self.kept.pop(name, None)
         return result
+
+    def _plain(self, n: fx.Node) -> Any:
+        """A node's value. What an approximate rewrite put into the graph is measured by its definition, if it fits."""
+        if n.target is _ATTENTION:
+            given, _ = self.fetch_args_kwargs_from_env(n)
+            scores = given[0].shape[:3].numel() * given[1].shape[2]
+            if scores <= _MOST_SCORES and not AttentionSpec.parse(given[5]).dropout:
+                return _defined(*given)
+        return super().run_node(n)
 
     def _inside(self, n: fx.Node) -> Any:
         """An operator with bodies; where a body is run once and as it is, so are its checks."""
@@ -221,4 +232,11 @@ def _apply(node: fx.Node, known: Mapping[str, Any], module: fx.GraphModule, doub
 
     args = fx.node.map_aggregate(node.args, convert)
     kwargs = fx.node.map_aggregate(node.kwargs, convert)
+    if double and node.target is _ATTENTION:
+        return _defined(*args)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _defined(q: Any, k: Any, v: Any, captures: Any, scalars: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a call of the operator computes by its definition, whatever kernel would run it."""
+    return reference(AttentionSpec.parse(text), q, k, v, captures, scalars)

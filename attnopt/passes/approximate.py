@@ -7,21 +7,18 @@ module was loaded) is rewritten in the same way and takes the same parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import fx
 
-from attnopt import dump, patterns
-from attnopt.errors import CaptureError, OptionError
-from attnopt.graph import module_path
+from attnopt import dump
+from attnopt.errors import CaptureError
 from attnopt.passes.base import Approx
+from attnopt.passes.stage import Stage, Tensors, copied
 from attnopt.passes.tolerance import Calibration, Change, Tolerance
-from attnopt.region import Region
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,73 +63,12 @@ class GraphRewrite(Protocol):
         ...
 
 
-class Stage:
-    """A graph under rewriting: its sites by key, and the tensors it takes.
-
-    A site's key is its module path, with `#1`, `#2`... for further sites of the same module.
-
-    Attributes:
-        gm: the graph; rewrites change it in place.
-        tensors: state name to tensor; rewrites replace entries.
-        regions: site key to region. declined: site key to the reason. paths: all keys in graph order.
-        cuts: parameters that became smaller so far.
-    """
-
-    def __init__(self, gm: fx.GraphModule, calibration: Calibration, tensors: Tensors, constants: Tensors) -> None:
-        self.gm = gm
-        self.calibration = calibration
-        self.tensors = dict(tensors)
-        self.cuts: list[tuple[str, int, tuple[int, ...], tuple[int, ...]]] = []
-        self.regions: dict[str, Region] = {}
-        self.declined: dict[str, str] = {}
-        self.paths: list[str] = []
-        for anchor, _, result in patterns.find(gm.graph, constants):
-            path = module_path(anchor)
-            count = sum(p == path or p.startswith(f"{path}#") for p in self.paths)
-            key = f"{path}#{count}" if count else path
-            self.paths.append(key)
-            if isinstance(result, Region):
-                self.regions[key] = result
-            else:
-                self.declined[key] = str(result)
-        inputs = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        self._names = dict(zip(inputs, calibration.states, strict=False))
-
-    def key(self, given: str | int, rewrite: str) -> str:
-        """The key of a site that the user named. Raises `OptionError` with what there is."""
-        if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(self.paths):
-            return self.paths[given]
-        if given in self.paths:
-            return str(given)
-        known = ", ".join(self.paths[:12]) + (", ..." if len(self.paths) > 12 else "")
-        raise OptionError(f"{rewrite}: there is no attention site {given!r}; the {len(self.paths)} sites are {known}.")
-
-    def cut(self, placeholder: fx.Node, dim: int, keep: tuple[int, ...]) -> None:
-        """Keep only part of the parameter that a placeholder takes."""
-        name = self._names[placeholder]
-        old = self.tensors.get(name)
-        self.cuts.append((name, dim, keep, tuple(old.shape) if old is not None else ()))
-        if old is None or old.shape[dim] == len(keep):
-            return
-        index = torch.tensor(keep, device=old.device)
-        self.tensors[name] = torch.nn.Parameter(old.detach().index_select(dim, index), requires_grad=old.requires_grad)
-
-    def shared(self, placeholders: Iterable[fx.Node]) -> str | None:
-        """The name of a parameter among these that is held under another name too, or is no parameter."""
-        for node in placeholders if self.tensors else ():
-            name = self._names.get(node)
-            held = self.tensors.get(name or "")
-            names = [n for n, tensor in self.tensors.items() if tensor is held]
-            if name is None or not isinstance(held, torch.nn.Parameter) or len(names) > 1:
-                return name or str(node)
-        return None
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """The graph after the rewrites, the tensors that replace parameters, and what was decided."""
+    """The graph after the rewrites, the names and values of the tensors it takes, and what was decided."""
 
     gm: fx.GraphModule
+    states: tuple[str, ...]
     tensors: Mapping[str, torch.Tensor]
     decisions: tuple[Decision, ...]
 
@@ -142,49 +78,48 @@ def rewrite(
     constants: Tensors, tolerance: Tolerance,
 ) -> Outcome:  # fmt: skip
     """Decide, apply and measure each rewrite; those outside the tolerance leave no trace but their decision."""
-    original, first = gm, dict(tensors)
+    original, first, measure = gm, dict(tensors), calibration
     decisions: list[Decision] = []
     for one in rewrites:
-        measured = replace(calibration, loss_of=one.loss)
-        stage = Stage(_copy(gm), measured, tensors, constants)
+        stage = Stage(copied(gm), replace(measure, loss_of=one.loss), tensors, constants)
         decision = one.decide(stage)
         left = one.apply(stage, decision)
+        stage.finish()
         dump.graph(one.name, stage.gm, {"_decision.txt": f"{decision}"})
         decision = replace(
             decision, sites=tuple(s for s in decision.sites if s[0] not in left),
             declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts),
         )  # fmt: skip
-        change = measured.change(measured.baseline(original, first), stage.gm, stage.tensors)
+        baseline = replace(calibration, loss_of=one.loss).baseline(original, first)
+        change = stage.calibration.change(baseline, stage.gm, stage.tensors)
         refused = tolerance.exceeded(change) or ""
         figures = _figures(first, stage.tensors, change, decision)
         if refused:
             declines = tuple((site, refused) for site, _ in decision.sites)
             decision = replace(decision, sites=(), cuts=(), declines=(*decision.declines, *declines), refused=refused)
         else:
-            gm, tensors = stage.gm, stage.tensors
+            gm, tensors, measure = stage.gm, stage.tensors, stage.calibration
         decisions.append(replace(decision, figures=figures))
-    return Outcome(gm, tensors, tuple(decisions))
+    return Outcome(gm, measure.states, tensors, tuple(decisions))
 
 
 def repeat(
     gm: fx.GraphModule, rewrites: Sequence[GraphRewrite], decisions: Sequence[Decision], calibration: Calibration,
-    constants: Tensors,
-) -> fx.GraphModule:  # fmt: skip
-    """Another capture of a model that was rewritten before, rewritten in the same way. Its tensors are there."""
+    tensors: Tensors, constants: Tensors,
+) -> Outcome:  # fmt: skip
+    """Another capture of a model that was rewritten before, rewritten in the same way.
+
+    `tensors` are those that the rewrites made and the model holds: they are taken as they are, not made again.
+    """
     for one, decision in zip(rewrites, decisions, strict=True):
-        stage = Stage(_copy(gm), calibration, {}, constants)
+        stage = Stage(copied(gm), calibration, {}, constants, tensors)
         left = one.apply(stage, decision)
+        stage.finish()
         if left or sorted(c[:3] for c in stage.cuts) != sorted(c[:3] for c in decision.cuts):
             reasons = "; ".join(f"{site}: {why}" for site, why in left.items()) or "its projections differ"
             raise CaptureError(f"{one.name} was applied to this model, but does not fit its new capture: {reasons}.")
-        gm = stage.gm
-    return gm
-
-
-def _copy(gm: fx.GraphModule) -> fx.GraphModule:
-    fresh = fx.Graph()
-    fresh.output(fresh.graph_copy(gm.graph, {}))
-    return fx.GraphModule(gm, fresh)
+        gm, calibration = stage.gm, stage.calibration
+    return Outcome(gm, calibration.states, tensors, tuple(decisions))
 
 
 def _figures(before: Mapping[str, Any], after: Mapping[str, Any], change: Change, decision: Decision) -> dict[str, Any]:

@@ -160,8 +160,10 @@ class Lowering:
                         return True
         return False
 
-    def _scalar(self, region: Region, symbol: sp.Symbol) -> fx.Node | Decline:
-        """A node that yields the symbolic size at run time."""
+    def _scalar(self, region: Region, symbol: Any) -> fx.Node | int | Decline:
+        """What yields the symbolic size at run time; a node or a number stays what it is."""
+        if not isinstance(symbol, sp.Symbol):
+            return symbol
         if symbol not in self.scalars:
             found = self._size(symbol)
             if found is None:

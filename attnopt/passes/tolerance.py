@@ -113,17 +113,18 @@ class Calibration:
 
     def run(
         self,
-        gm: fx.GraphModule,
+        gm: fx.GraphModule | fx.Interpreter,
         tensors: Mapping[str, torch.Tensor],
         probes: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> Iterator[list[Any]]:
         """The flattened outputs, batch by batch. Buffers and inputs are copied: a run changes nothing outside it."""
+        runner = gm if isinstance(gm, fx.Interpreter) else _Probed(gm, probes or {})
         for number, batch in enumerate(self.batches):
             given = [_copy(tensors[name]) for name in self.states]
             inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in batch]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(number)
-                yield list(_Probed(gm, probes or {}).run(*given, *inputs))
+                yield list(runner.run(*given, *inputs))
 
     def loss(self, flat: Sequence[Any]) -> torch.Tensor:
         """The scalar loss of one output."""

@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, flex, linear, named, pointwise, sdpa, softmax, sums
+from attnopt.patterns import byhand, called, flex, linear, named, pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import BUDGET, TRIAL, Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -33,11 +33,12 @@ __all__ = [
 log = logging.getLogger("attnopt")
 
 # Nodes that are a site whenever they stand between two contractions; the others are only tried.
-ANCHORS = {*softmax.SOFTMAX, "aten::scaled_dot_product_attention", "aten::log_softmax"}
+ANCHORS = {*softmax.SOFTMAX, "aten::scaled_dot_product_attention", "aten::log_softmax", "attnopt::attention"}
 
 PATTERNS = (
     Pattern("sdpa", sdpa.match),
     Pattern("flex", flex.match),
+    Pattern("attnopt", called.match),
     Pattern("named", named.match),
     Pattern("sum", sums.match),
     Pattern("softmax", softmax.match),

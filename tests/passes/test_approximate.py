@@ -71,7 +71,7 @@ def test_another_capture_is_rewritten_in_the_same_way() -> None:
     rewrites = [PruneHeads(heads={"first": [0]}), PruneHeads(heads={"first": [1]})]
     done = rewrite(at.gm, rewrites, at.calibration, at.tensors, {}, ANY)
     again = captured(module, x)
-    gm = repeat(again.gm, rewrites, done.decisions, Calibration(again.states, (), again.out_spec), {})
+    gm = repeat(again.gm, rewrites, done.decisions, Calibration(again.states, (), again.out_spec), {}, {}).gm
     first, second = stage(module, x), stage(module, x)
     first.gm, first.tensors, second.gm, second.tensors = done.gm, dict(done.tensors), gm, dict(done.tensors)
     assert torch.equal(output(first), output(second))
@@ -81,8 +81,9 @@ def test_a_capture_that_does_not_fit_the_decision_is_an_error() -> None:
     module, x = _two()
     again = captured(module, x)
     decision = Decision("prune_heads", (("third", (0,)),))
+    blank = Calibration(again.states, (), again.out_spec)
     with pytest.raises(CaptureError, match="third: the site is not recognised"):
-        repeat(again.gm, [PruneHeads(heads={0: [0]})], [decision], Calibration(again.states, (), again.out_spec), {})
+        repeat(again.gm, [PruneHeads(heads={0: [0]})], [decision], blank, {}, {})
 
 
 def test_tied_parameters_are_left_alone() -> None:
