@@ -36,7 +36,7 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("both operands of the contraction", "multiply the weights with values that do not come from the same softmax"),
     ("the way from the softmax to the values", "keep only views, casts, dropout and scales between softmax and values"),
     ("no single query dimension", "give the output one dimension for queries and one for the value's width"),
-    ("is not a dimension of an input", "pass the size as a dimension of an input instead of computing it"),
+    ("no value in the graph before the attention", "pass the size as a dimension of an input"),
     ("by another norm than the sum", "divide each row by the sum of its own weights"),
     (
         "follows from the sorted",

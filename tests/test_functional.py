@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import attnopt
 from attnopt.aliasing import mutated_argument
 from attnopt.capture import Captured
 from attnopt.errors import Decline
 from attnopt.functional import WRITES
 from attnopt.patterns import find
-from tests.modules import captured, replay
+from tests.modules import Function, captured, replay
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -257,3 +258,19 @@ def test_a_cache_that_is_written_before_it_is_read_keeps_the_site() -> None:
     inputs = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), torch.zeros(1, 2, 6, 4)
     (site,) = find(captured(run, *inputs).gm.graph)
     assert str(site[2].spec) == "2 heads, d=4; score s"  # type: ignore[union-attr]
+
+
+def test_what_was_computed_before_a_write_is_loaded() -> None:
+    """A counter of a static cache is advanced between the mask that reads it and the attention."""
+
+    def run(q: torch.Tensor, k: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        last = count + torch.arange(q.shape[2])
+        count.add_(q.shape[2])
+        keep = torch.arange(k.shape[2])[None, :] <= last[:, None]
+        return (q @ k.mT).masked_fill(~keep, float("-inf")).softmax(-1) @ k
+
+    inputs = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 9, 4)
+    fast = attnopt.optimize(Function(run), (*inputs, torch.tensor(2)), strict=True, options={"kernel": "reference"})
+    counts = torch.tensor(4), torch.tensor(4)
+    torch.testing.assert_close(fast(*inputs, counts[0]), run(*inputs, counts[1]))
+    assert counts[0] == counts[1] == 7

@@ -63,27 +63,9 @@ EXPLANATIONS: tuple[Explanation, ...] = (
         "entry becomes one and the others zero.",
     ),
     Explanation(
-        r"sam3.*", r"the size u\d+ is not a dimension", r"vision_cross_attn",
-        "The bias is made for as many boxes as the image turns out to have. That number is read from data inside the "
-        "model, and the operator takes sizes from inputs only.",
-        attention=True,
-    ),
-    Explanation(
-        r"minimax_m3_vl_vision", r"applies the weights has a form", r"self_attn",
-        "Images of different sizes are cut out of one row at places read from data, for queries, keys and values one "
-        "by one. Nothing in the graph says that keys and values are equally many.",
-        attention=True,
-    ),
-    Explanation(
         r"pegasus_x", r"talking heads|runs over more than the keys", r"self_attn",
         "One softmax over global and local keys put behind one another, whose two parts are then applied to two "
         "tensors of values by two products. No single product of weights and values exists.",
-        attention=True,
-    ),
-    Explanation(
-        r"csm_depth_decoder_model", r"changed in place", r"self_attn",
-        "The static cache is written in place and read through an older view of it, so that the order of the two "
-        "cannot be told from the graph.",
         attention=True,
     ),
 )  # fmt: skip

@@ -165,16 +165,17 @@ class Lowering:
         if not isinstance(symbol, sp.Symbol):
             return symbol
         if symbol not in self.scalars:
-            found = self._size(symbol)
+            found = self._size(symbol, region.output)
             if found is None:
-                return Decline(f"the size {symbol} is not a dimension of an input", region.anchor)
+                return Decline(f"no value in the graph before the attention is the size {symbol}", region.anchor)
             self.scalars[symbol] = found
         return self.scalars[symbol]
 
-    def _size(self, symbol: sp.Symbol) -> fx.Node | None:
+    def _size(self, symbol: sp.Symbol, output: fx.Node) -> fx.Node | None:
+        """The first value that is the size or has a dimension of it: an input, or what read it from data."""
         for node in self.graph.nodes:
-            if node.op != "placeholder":
-                continue
+            if node is output:
+                return None
             seen = value(node)
             if isinstance(seen, torch.SymInt) and seen.node.expr == symbol:
                 return node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 import torch
@@ -13,7 +13,7 @@ from torch import fx
 from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import op_name, value
-from attnopt.patterns.contraction import Side, contract, extent, is_contraction, operands, pair
+from attnopt.patterns.contraction import Side, contract, extent, is_contraction, lengths, operands, pair
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, walk
@@ -60,6 +60,7 @@ def apply(
     framed = frame(output, query_dim, width_dim, extent(output), sp.S.Zero, fold)
     if isinstance(framed, Decline):
         return framed
+    framed = replace(framed, alike=lengths(output))
     lifter = Lifter(framed.sizes, constants)
     lifter.stops.update(stops)
     found = operands(output, framed.index, ex.k)

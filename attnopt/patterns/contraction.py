@@ -66,6 +66,12 @@ def extent(node: fx.Node) -> sp.Expr:
     return next(n for tensor, own in sides for c, n in zip(own, shape(tensor), strict=True) if c not in out)
 
 
+def lengths(node: fx.Node) -> frozenset[sp.Expr]:
+    """The summed dimension's length, once for each name it has: the operator refuses tensors where they differ."""
+    sides, out = _labels(node) or ([], [])
+    return frozenset(n for tensor, own in sides for c, n in zip(own, shape(tensor), strict=True) if c not in out)
+
+
 def _labels(node: fx.Node) -> Labels | None:
     """The node as labelled dimensions; None if it is no sum over one dimension that two operands or more have."""
     rule = _RULES.get(op_name(node))
@@ -74,12 +80,19 @@ def _labels(node: fx.Node) -> Labels | None:
         return None
     sides, out = found
     gone = {c for _, own in sides for c in own if c not in out}
-    lengths = [shape(tensor)[own.index(c)] for tensor, own in sides for c in gone & set(own)]
-    if len(gone) != 1 or len(lengths) < 2 or any(n != lengths[0] for n in lengths) or len(set(out)) != len(out):
+    summed = [shape(tensor)[own.index(c)] for tensor, own in sides for c in gone & set(own)]
+    if len(gone) != 1 or len(summed) < 2 or not _meet(node, summed) or len(set(out)) != len(out):
         return None
     if any(len(set(own)) != len(own) for _, own in sides) or set(out) - {c for _, own in sides for c in own}:
         return None
     return found
+
+
+def _meet(node: fx.Node, summed: list[sp.Expr]) -> bool:
+    """Whether the summed dimensions are equally long: by their sizes, or since the operator broadcasts none of them."""
+    return all(n == summed[0] for n in summed) or (
+        op_name(node) in _STRICT and not any(n.is_Integer and summed[0].is_Integer and n != summed[0] for n in summed)
+    )
 
 
 def _matmul(node: fx.Node) -> Labels | None:
@@ -163,5 +176,7 @@ _RULES: dict[str, Callable[[fx.Node], Labels | None]] = {
     "aten::inner": _inner,
     "aten::sum": _summed_product,
 }
+# Products that raise where the summed dimensions differ; the others broadcast a length of one.
+_STRICT = {"aten::matmul", "aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"}
 # By name alone. `sum` is a contraction only of a product, and `linear` applies parameters: it makes no scores.
 CONTRACTIONS = {*_RULES, "aten::linear"} - {"aten::sum"}

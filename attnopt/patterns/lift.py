@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
+from attnopt.functional import WRITES
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.finite import is_finite
@@ -117,6 +118,8 @@ class Lifter:
         moved = self.step(node, index)
         if moved is not None:
             return self._settled(node, index, self.lift(*moved))
+        if _outlived(node):
+            return self._load(node, index)
         try:
             found = self._compute(node, op_name(node), index)
         except NotImplementedError:
@@ -244,6 +247,12 @@ class Lifter:
     def _contains_contraction(self, found: sp.Basic) -> bool:
         nodes = (self.nodes.get(load.args[0].name) for load in found.atoms(ex.Load))
         return any(n in self.stops or op_name(n) in CONTRACTIONS or is_contraction(n) for n in nodes if n is not None)
+
+
+def _outlived(node: fx.Node) -> bool:
+    """Whether a position or mask was made of what is changed in place later on: only the node has the value of then."""
+    writes = (write for source in node.all_input_nodes for write in source.meta.get(WRITES, ()))
+    return not value(node).is_floating_point() and any(node < write for write in writes)
 
 
 def _skewed(found: sp.Basic) -> bool:

@@ -134,6 +134,6 @@ def _whole(node: fx.Node, dims: list[Any], frame: Any, place: Place, heads: int,
         return False
     extents = {"d": place.feature, "q": ex.q, "k": ex.k, **{b.name: b for b in frame.batch}}
     for dim, size in zip(dims, shape(node), strict=True):
-        if isinstance(dim, str) and dim != "h" and size != frame.extent(extents[dim]):
+        if isinstance(dim, str) and dim != "h" and not frame.fits(extents[dim], size):
             return False
     return "h" not in dims or max(table) < heads

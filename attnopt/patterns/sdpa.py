@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import sympy as sp
 import torch
@@ -30,9 +31,13 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     rank = value(node).dim()
     if not shape(query)[-1].is_Integer or not shape(values)[-1].is_Integer:
         return Decline("the head width is not known when the graph is captured", node)
+    lengths = shape(key)[-2], shape(values)[-2]
+    if lengths[0] != lengths[1] and lengths[0].is_Integer and lengths[1].is_Integer:
+        return Decline(f"there are {lengths[0]} keys and {lengths[1]} values", node)
     framed = frame(node, rank - 2, rank - 1, shape(key)[-2], shape(query)[-1], None)
     if isinstance(framed, Decline):
         return framed
+    framed = replace(framed, alike=frozenset(lengths))
     lifter = Lifter(framed.sizes, constants)
     batch = framed.index[:-2]
     scale = ex.number(a["scale"]) if a["scale"] is not None else 1 / sp.sqrt(shape(query)[-1])

@@ -28,7 +28,10 @@ width = sp.Symbol("width", integer=True, nonnegative=True)
 
 @dataclass(frozen=True)
 class Frame:
-    """The coordinates of a site: the output's index, its dimensions by name, and every extent."""
+    """The coordinates of a site: the output's index, its dimensions by name, and every extent.
+
+    `alike` are further names of the number of keys: sizes that the applying operator requires to equal it.
+    """
 
     index: Index
     dims: tuple[tuple[str, ...], ...]
@@ -36,10 +39,15 @@ class Frame:
     sizes: Sizes
     heads: int
     fold: sp.Expr | None = None
+    alike: frozenset[sp.Expr] = frozenset()
 
     def extent(self, symbol: sp.Symbol) -> sp.Expr:
         """How many values a coordinate takes."""
         return self.sizes.sizes[symbol]
+
+    def fits(self, symbol: sp.Symbol, size: sp.Expr) -> bool:
+        """Whether a dimension of this size holds every value of the coordinate and no more."""
+        return size == self.extent(symbol) or (symbol == ex.k and size in self.alike)
 
     def single(self, symbol: sp.Symbol) -> bool:
         """Whether the coordinate takes one value only, so that indices need not mention it."""

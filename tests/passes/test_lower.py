@@ -33,3 +33,19 @@ def test_active_dropout_draws_a_new_mask_at_every_call() -> None:
     torch.manual_seed(1)
     assert torch.equal(fast(Q, K), first)
     assert not torch.equal(first, second)
+
+
+def test_a_size_that_is_read_from_data() -> None:
+    def run(q: torch.Tensor, k: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        width = n.item()
+        torch._check(width >= 2)
+        torch._check(width <= 9)
+        keep = torch.arange(9) < torch.ones(width).shape[0]
+        return (q @ k.mT).masked_fill(~keep, float("-inf")).softmax(-1) @ k
+
+    inputs = Q[0], K[0]
+    fast = attnopt.optimize(Function(run), (*inputs, torch.tensor(5)), strict=True, options={"kernel": "reference"})
+    assert len(fast.report.sites[0].spec.scalars) == 1
+    for width in (2, 7):
+        n = torch.tensor(width)
+        torch.testing.assert_close(fast(*inputs, n), run(*inputs, n))

@@ -6,7 +6,7 @@ import pytest
 import sympy as sp
 import torch
 
-from attnopt.patterns.contraction import contract, extent
+from attnopt.patterns.contraction import contract, extent, is_contraction, lengths
 from tests.modules import captured
 
 I, J, B, D = sp.symbols("i j b d", integer=True, nonnegative=True)
@@ -42,3 +42,17 @@ def test_einsum(equation: str, right: object) -> None:
 def test_other_operators_are_no_contraction() -> None:
     assert contract(_node(torch.add, X, X), (B, I, J), D) is None
     assert contract(_node(torch.matmul, X, torch.randn(4)), (B, I), D) is None
+
+
+def test_lengths_that_the_operator_holds_equal() -> None:
+    def run(x: torch.Tensor, y: torch.Tensor, sizes: torch.Tensor, product: object) -> torch.Tensor:
+        a, b = sizes.tolist()
+        for n in (a, b):
+            torch._check(n >= 2)
+            torch._check(n <= 4)
+        return product(x[..., :a], y[:, :b])  # type: ignore[operator]
+
+    sizes = torch.tensor([3, 3])
+    found = _node(lambda x, y, n: run(x, y, n, torch.matmul), X, Y, sizes)
+    assert is_contraction(found)
+    assert len(lengths(found)) == 2

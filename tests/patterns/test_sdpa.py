@@ -39,3 +39,19 @@ def test_a_causal_bias_object_is_read_through_dynamo(bias: Callable[..., torch.T
     (site,) = fast.report.sites
     assert f"keep {keep} " in str(site.spec)
     torch.testing.assert_close(fast(*inputs), run(*inputs))
+
+
+def test_keys_and_values_under_separate_names_are_equally_many() -> None:
+    run = Function(lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+    auto = torch.export.Dim.DYNAMIC
+    shapes = ((None, {2: auto}, {2: auto}),)
+    fast = attnopt.optimize(run, (Q, K, K), strict=True, dynamic_shapes=shapes, options={"kernel": "reference"})
+    k, v = torch.randn(2, 4, 11, 8), torch.randn(2, 4, 11, 8)
+    torch.testing.assert_close(fast(Q, k, v), run(Q, k, v))
+    with pytest.raises(attnopt.AttnoptError, match="11"):
+        fast(Q, k, v[:, :, 1:])
+
+
+def test_more_values_than_keys() -> None:
+    with pytest.raises(attnopt.AttnoptError, match="9 keys and 8 values"):
+        attnopt.optimize(Function(F.scaled_dot_product_attention), (Q, K, K[:, :, 1:]), strict=True)
