@@ -163,4 +163,5 @@ def is_pure(node: fx.Node) -> bool:
     a = arguments(node)
     # Dropout that is off counts as random for torch, which would keep the whole attention before it alive.
     off = node.target is aten.dropout.default and not (a["train"] and a["p"] > 0)
+    off = off or (node.target is aten.scaled_dot_product_attention.default and a.get("dropout_p", 0.0) == 0)
     return off or torch.Tag.nondeterministic_seeded not in node.target.tags

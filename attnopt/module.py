@@ -199,10 +199,14 @@ def _restore(
 
 
 def full_size(fast: OptimizedModule) -> nn.Module:
-    """The module to capture: the original's code needs parameters of the original's shapes, whatever their values."""
-    if not any(decision.cuts for decision in fast._decisions or ()):
+    """The module to capture: the original's code needs parameters of the original's shapes, whatever their values.
+
+    It does not see what rewrites added either: code that walks its children, as `nn.Sequential` does, would run it.
+    """
+    if ADDED not in fast._source._modules and not any(decision.cuts for decision in fast._decisions or ()):
         return fast._source  # type: ignore[no-any-return]
     source, done = share(fast._source), set()
+    source._modules.pop(ADDED, None)
     for name, _, _, shape in (cut for decision in fast._decisions for cut in decision.cuts):
         if name not in done:
             owner, _, leaf = name.rpartition(".")

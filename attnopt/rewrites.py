@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from attnopt.linearize.rewrite import Linearize
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.tolerance import Tolerance
 
-__all__ = ["PruneHeads", "Tolerance"]
+__all__ = ["Linearize", "PruneHeads", "Tolerance"]
 
-_LATER = ("ShareKV", "MixHeads", "Linearize", "Sparsify", "FactorBias", "Auto")
+_LATER = ("ShareKV", "MixHeads", "Sparsify", "FactorBias", "Auto")
 
 
 def __getattr__(name: str) -> Any:

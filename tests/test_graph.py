@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import fx
 
-from attnopt.graph import arguments, drop_dead_code, is_call, module_path, source_line, value
+from attnopt.graph import arguments, drop_dead_code, is_call, is_pure, module_path, source_line, value
 from tests.modules import SelfAttention, captured, replay
 
 aten = torch.ops.aten
@@ -53,3 +54,13 @@ def test_dead_code_goes_and_effects_stay() -> None:
     graph.output((x,))
     drop_dead_code(graph)
     assert [n for n in graph.nodes if n.op == "call_function"] == kept
+
+
+def test_attention_that_drops_nothing_is_pure() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    calls = [
+        graph.call_function(torch.ops.aten.scaled_dot_product_attention.default, (x, x, x, None, rate))
+        for rate in (0.0, 0.5)
+    ]
+    assert [is_pure(call) for call in calls] == [True, False]

@@ -155,10 +155,12 @@ class Stage:
         _fill(node, self._fakes())
         return node
 
-    def put(self, key: str, region: Region, rewrite: str) -> Decline | None:
+    def put(self, key: str, region: Region, rewrite: str = "") -> Decline | None:
         """Let a site compute `region`, a changed copy of its own, from now on. A decline leaves the graph as it was.
 
         The operands may be nodes of the graph other than before; the output and its dimensions stay the source's.
+        With the site's own region it becomes a call of the operator, its operands `[B, H, n, d]`; without the name
+        of a rewrite the report says nothing of it.
         """
         old = self.regions[key]
         earlier = old.anchor.meta.get("attnopt_rewrites", ())
@@ -173,7 +175,7 @@ class Stage:
             if value(node) is None:
                 _fill(node, fakes)
             if is_call(node, torch.ops.attnopt.attention.default):
-                node.meta["attnopt_rewrites"] = (*earlier, rewrite)
+                node.meta["attnopt_rewrites"] = (*earlier, rewrite) if rewrite else earlier
                 del node.meta["attnopt_call"]
         lowering.replaced[region.output].meta.pop("attnopt_site", None)
         found = called.match(call, self.constants)

@@ -10,7 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.runtime.evaluate import Scope, evaluate
-from attnopt.spec import AttentionSpec, EmptyRow, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,30 @@ def reference(
     shape = (b_axis.numel(), h_axis.numel(), q_axis.numel(), k.shape[2])
     if k.shape[2] == 0:
         return _no_keys(spec, scope, q_rows, v_heads, q.dtype)
-    normalise = _softmax if isinstance(spec.normalizer, Softmax) else _pointwise
-    weights, lse, empty = normalise(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
-    out = _apply(spec, scope, weights, empty, v_heads, scalars)
+    normalise = _NORMALISE[type(spec.normalizer)]
+    made, lse, empty = normalise(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
+    out = _apply(spec, scope, made, empty, v_heads, scalars)
     return out.to(q.dtype), lse.squeeze(-1)
+
+
+def weights(
+    spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, captures: Sequence[torch.Tensor] = (),
+    scalars: Sequence[int] = (), sample: Sample | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The normalised weights of a spec with one term, which of them `keep` allows, and the scores `q . k`.
+
+    Each `[B, Hq, rows, n_k]`; weights of an empty row are zero. Inputs as for `reference`, where q and k of a
+    `sample` with `whole_batch` hold only its batch entries.
+    """
+    sample = sample or Sample()
+    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scope = _scope(spec, q, k, captures, scalars, sample, work)
+    heads = scope.axes[ex.h]
+    rows = _take(_take(q, 1, sample.heads), 2, sample.rows).to(work)
+    products = rows @ _heads(k, spec.heads.k_map, heads, sample.heads is None).to(work).transpose(-1, -2)
+    found, _, _ = _NORMALISE[type(spec.normalizer)](spec, scope, products, tuple(products.shape))
+    kept = evaluate(spec.keep, _without_scores(scope)).expand(products.shape)
+    return found, kept, products
 
 
 def _apply(
@@ -132,6 +152,9 @@ def _pointwise(
     divide = evaluate(spec.normalizer.divide, row).to(accumulate).expand(*shape[:-1], 1)
     none = torch.zeros(*shape[:-1], 1, dtype=torch.bool, device=s.device)
     return (weights / divide).to(s.dtype), divide.abs().log(), none
+
+
+_NORMALISE = {Softmax: _softmax, Pointwise: _pointwise}
 
 
 def _fill_weights(policy: EmptyRow, weights: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
