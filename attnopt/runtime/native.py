@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ def check_rows(
     width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
     heads, places = _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], rows)
     taken = Sample(batch, heads, places, q.shape[0])
-    q, k, v = (t.index_select(0, batch.to(t.device)) for t in inputs)
+    q, k, v = (t if batch.numel() == t.shape[0] else _pick(t, batch) for t in inputs)
+    spec, k, v = _only(spec, heads, k, v)
     golden, golden_lse = reference(spec, q.double(), k.double(), v.double(), captures, scalars, sample=taken)
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
     eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
@@ -122,6 +124,17 @@ def check_rows(
         some = _pick(lse, batch, heads, places)
         verdict = compare(golden_lse, eager_lse, some, nudged=[run[1] for run in nudged])
     return verdict
+
+
+def _only(spec: AttentionSpec, heads: Tensor, k: Tensor, v: Tensor) -> tuple[AttentionSpec, Tensor, Tensor]:
+    """The key and value heads that some query heads use, so that no other is copied, and the spec that says so."""
+    found, maps, asked = [], [], heads.tolist()
+    for tensor, table in ((k, spec.heads.k_map), (v, spec.heads.v_map)):
+        used = sorted({table[h] for h in asked})
+        found.append(tensor.index_select(1, torch.tensor(used, device=tensor.device)))
+        maps.append(tuple(used.index(t) if t in used else 0 for t in table))
+    sizes = {"k": found[0].shape[1], "v": found[1].shape[1], "k_map": maps[0], "v_map": maps[1]}
+    return replace(spec, heads=replace(spec.heads, **sizes)), found[0], found[1]
 
 
 def _spread(size: int, count: int) -> Tensor:
