@@ -53,10 +53,12 @@ def interval(expr: sp.Basic, box: Box, algebra: Algebra) -> Ends | None:
         return None
     if isinstance(expr, sp.Mul):
         return _product(expr, box, algebra)
+    if isinstance(expr, ex.Where):
+        return _choice(expr, box, algebra)
     rule = _RULES.get(expr.func)
     if rule is None or (isinstance(expr, (ex.FloorDiv, ex.Mod)) and not _divides(expr.args[1])):
         return None
-    args = [interval(a, box, algebra) for a in (expr.args[1:] if isinstance(expr, ex.Where) else expr.args)]
+    args = [interval(a, box, algebra) for a in expr.args]
     return None if None in args else rule(algebra, *args)
 
 
@@ -74,6 +76,25 @@ def _product(expr: sp.Mul, box: Box, algebra: Algebra) -> Ends | None:
     number = int(factor) if algebra is NUMERIC else factor
     low, high = (sp.expand(number * e) if isinstance(e, sp.Basic) else number * e for e in ends)
     return (low, high) if factor > 0 else (high, low)
+
+
+def _choice(expr: ex.Where, box: Box, algebra: Algebra) -> Ends | None:
+    """The branch that is taken where the box decides it, else what either may be."""
+    condition, *branches = expr.args
+    x, y = (interval(e, box, algebra) for e in branches)
+    if x is None or y is None:
+        return None
+    low, high = algebra.minimum(x[0], y[0]), algebra.maximum(x[1], y[1])
+    if algebra is SYMBOLIC:
+        if condition.has(ex.Load) or any(condition.has(symbol) for symbol in box):
+            return low, high
+        return tuple(ex.Where(condition, *ends) for ends in zip(x, y, strict=True))  # type: ignore[return-value]
+    possible, sure = decide(condition, box)
+    never = np.logical_not(possible)
+    return (
+        np.where(sure, x[0], np.where(never, y[0], low)),
+        np.where(sure, x[1], np.where(never, y[1], high)),
+    )
 
 
 def _sum(algebra: Algebra, *args: Ends) -> Ends:
@@ -107,17 +128,12 @@ def _abs(algebra: Algebra, x: Ends) -> Ends:
     return algebra.maximum(zero, algebra.maximum(x[0], -x[1])), algebra.maximum(x[1], -x[0])
 
 
-def _where(algebra: Algebra, x: Ends, y: Ends) -> Ends:
-    return algebra.minimum(x[0], y[0]), algebra.maximum(x[1], y[1])
-
-
 _RULES: dict[type, Callable[..., Ends]] = {
     sp.Add: _sum,
     ex.FloorDiv: _floordiv,
     ex.Mod: _mod,
     ex.Maximum: _both_ends("maximum"),
     ex.Minimum: _both_ends("minimum"),
-    ex.Where: _where,
     sp.Abs: _abs,
 }
 

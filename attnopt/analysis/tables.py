@@ -89,7 +89,12 @@ def classes(
     `ends` holds, for each table, arrays with the axes `b, h, blocks` (size 1 where the load does not depend on one).
     It is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
     """
-    known = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
+    known: dict[Any, Any] = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
+    bare = made.keep.xreplace({table.load: sp.S.Zero for table in ends})
+    for symbol, size, axes in ((ex.b, ex.n_b, 3), (ex.h, ex.n_h, 2)):
+        if ex.depends(bare, symbol) and size in sizes:  # classes of their own for each entry or head
+            places = np.arange(sizes[size], dtype=np.int64).reshape(-1, *(1,) * axes)
+            known[symbol] = (places, places)
     found = block_map(made.keep, sizes, block, known).classes  # type: ignore[arg-type]
     return BlockMap(found.reshape((1,) * (4 - found.ndim) + found.shape), block)
 

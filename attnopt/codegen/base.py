@@ -35,6 +35,7 @@ class Plan:
         lanes: floats of a vector: 4, 8 or 16.
         rows: rows of the register tile.
         form: `tile` packs keys and values for many queries; `stream` reads them once, in place, for few.
+        listed: keys of one entry of the list that says which keys a tile visits; 0 where coordinates say it.
     """
 
     block_q: int = 48
@@ -42,6 +43,7 @@ class Plan:
     lanes: int = 8
     rows: int = 6
     form: str = "tile"
+    listed: int = 0
 
 
 @dataclass(frozen=True)

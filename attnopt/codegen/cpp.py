@@ -5,8 +5,9 @@ C ABI, strides in elements (any value, zero and negative included):
     int32_t attnopt_forward(const void* const* tensors, void* out, float* lse, const int64_t* meta, int32_t threads)
 
 `tensors` are q, k, v and the captures. `meta` is `B, n_q, n_k`, the four strides of each of q, k, v and out, the
-strides of each capture in order, and the scalars. `lse` is contiguous `[B, H, n_q]` fp32 or null. The result is 0,
-1 without memory, 2 for an argument that cannot be.
+strides of each capture in order, and the scalars. Where the plan has lists (`cpp_lists`), the list is one more tensor;
+its first three strides and the number of its most blocks stand behind the scalars. `lse` is contiguous `[B, H, n_q]`
+fp32 or null. The result is 0, 1 without memory, 2 for an argument that cannot be.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from attnopt._version import VERSION
 from attnopt.codegen.base import ABI, Kernel, Layout, Plan
 from attnopt.codegen.cpp_driver import DRIVER, PACKING
 from attnopt.codegen.cpp_holes import capture_types, fill
+from attnopt.codegen.cpp_lists import list_constants, list_fields, list_reads
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
 from attnopt.codegen.cpp_rows import ENDS
@@ -48,8 +50,8 @@ _FORMS = {
 _ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
 _WORDS = """
-q k v out lse n_b n_q n_k alignas alignof asm auto bool break case catch char class concept const constexpr continue
-decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
+q k v out lse list n_b n_q n_k alignas alignof asm auto break case catch char class concept const constexpr continue
+bool decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
 mutable namespace new operator private protected public register requires return short signed sizeof static struct
 switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while and or
 not xor linux unix INFINITY NAN
@@ -105,9 +107,9 @@ def emit(spec: AttentionSpec, layout: Layout, plan: Plan | None = None, source_n
             _header(spec, layout, plan, source_note),
             prelude(plan.lanes, half),
             _constants(spec, layout, plan, holes),
-            _args(spec, layout),
+            _args(spec, layout, plan),
             _fill(_FORMS[plan.form], holes),
-            _entry(spec, layout),
+            _entry(spec, layout, plan),
         ]
     )
     return Kernel("cpp", _tidy(body), spec.key, layout, plan)
@@ -139,7 +141,8 @@ def _header(spec: AttentionSpec, layout: Layout, plan: Plan, note: str) -> str:
         f"spec    {spec}",
         f"key     {spec.key}",
         f"layout  {layout.dtype}{'; ' + captures if captures else ''}",
-        f"plan    {plan.form}: {plan.block_q} queries x {plan.block_k} keys, {plan.lanes} lanes, {plan.rows} rows",
+        f"plan    {plan.form}: {plan.block_q} queries x {plan.block_k} keys, {plan.lanes} lanes, {plan.rows} rows"
+        + (f", lists of {plan.listed} keys" if plan.listed else ""),
     ]
     if note:
         lines.append(f"source  {note}")
@@ -152,7 +155,7 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
     width = -(-heads.d_v // plan.lanes) * plan.lanes
     block_q = -(-plan.block_q // plan.rows) * plan.rows
     block_k = -(-plan.block_k // panel) * panel
-    stream = plan.form == "stream"
+    stream, listed = plan.form == "stream", "".join(f"\n{line}" for line in list_constants(plan))
     tile = "kBlockQ" if stream else "kBlockQ + kRows"
     note = "" if stream else "  // a few rows more than a block are still one tile"
     depth = -(-heads.d_qk // plan.lanes) * plan.lanes if stream else heads.d_qk
@@ -162,7 +165,7 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
 typedef {_ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
 constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
-constexpr int kTileQ = {tile};{note}
+constexpr int kTileQ = {tile};{note}{listed}
 constexpr int kDepth = {depth};  // row of a query in the scratch memory
 constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = {width};  // kDv in whole vectors
@@ -189,10 +192,10 @@ def _head_map(name: str, table: tuple[int, ...], heads: int, count: int) -> str:
     )
 
 
-def _args(spec: AttentionSpec, layout: Layout) -> str:
+def _args(spec: AttentionSpec, layout: Layout, plan: Plan) -> str:
     captures = capture_types(spec, layout)
     fields = [f"  const {c_type}* {name};\n  int64_t {name}_stride[{max(rank, 1)}];" for name, c_type, rank in captures]
-    fields += [f"  int64_t {name};" for name in spec.scalars]
+    fields += [*(f"  int64_t {name};" for name in spec.scalars), *list_fields(plan)]
     return "\n".join(
         [
             "",
@@ -208,13 +211,14 @@ def _args(spec: AttentionSpec, layout: Layout) -> str:
     )
 
 
-def _entry(spec: AttentionSpec, layout: Layout) -> str:
+def _entry(spec: AttentionSpec, layout: Layout, plan: Plan) -> str:
     captures = capture_types(spec, layout)
     reads = []
     for position, (name, c_type, rank) in enumerate(captures):
         reads.append(f"  a.{name} = static_cast<const {c_type}*>(tensors[{3 + position}]);")
         reads.append(f"  for (int i = 0; i < {rank}; ++i) a.{name}_stride[i] = *meta++;")
     reads += [f"  a.{name} = *meta++;" for name in spec.scalars]
+    reads += list_reads(plan, 3 + len(captures))
     return f"""
 extern "C" int32_t attnopt_abi() {{ return {ABI}; }}
 

@@ -46,9 +46,7 @@ DRIVER = r"""
 // Queries are cut into tiles of equal height, so that none is left over with a few rows.
 struct Cut { int64_t count, height; };
 INLINE Cut cut_queries(int64_t n_q) {
-  const int64_t count = n_q <= kTileQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
-  const int64_t height = (n_q + count - 1) / (count > 0 ? count : 1);
-  return {count, (height + kRows - 1) / kRows * kRows};
+@CUT@
 }
 
 struct Buffers {

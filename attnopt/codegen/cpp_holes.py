@@ -8,6 +8,7 @@ from attnopt import expr as ex
 from attnopt.analysis import tiles
 from attnopt.codegen.base import Layout, Plan
 from attnopt.codegen.cpp_dialect import CPP
+from attnopt.codegen.cpp_lists import visit_holes
 from attnopt.codegen.cpp_loads import C_TYPES, CppLoader
 from attnopt.codegen.cpp_normalizer import indent, normalizer_holes
 from attnopt.codegen.printer import Printer, Value
@@ -45,6 +46,8 @@ def fill(spec: AttentionSpec, layout: Layout, plan: Plan) -> dict[str, str]:
     """Text for every hole of the skeleton. Raises `SpecError` for what cannot be printed."""
     spec = spec.canonical()
     split = tiles.analyse(spec.keep)
+    if plan.listed:  # a block that is kept whole has no mask at all, one that is not has all of it
+        split = tiles.Tiles(split.bounds, spec.keep, sp.true)
     scale, score = scaled(spec.score)
     loader = CppLoader(spec, layout)
     weight = spec.weight.xreplace({ex.s: ex.s / scale})
@@ -52,6 +55,7 @@ def fill(spec: AttentionSpec, layout: Layout, plan: Plan) -> dict[str, str]:
         **normalizer_holes(spec, lambda: _printer(spec, loader)),
         **_row(score, weight, split, spec, loader),
         **_dispatch(plan),
+        **visit_holes(plan),
         "RANGE": _range(split, spec, loader),
         "STATIC_MASK": "false" if split.static == sp.true else "true",
         "CHANGES": "false" if score == ex.s and split.residual == sp.true else "true",

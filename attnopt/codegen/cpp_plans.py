@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnopt.codegen.base import Plan
 from attnopt.spec import AttentionSpec
@@ -54,6 +54,17 @@ PLANS: tuple[Row, ...] = (
     Row("long", _long, lambda lanes: Plan(96, 256, lanes, _rows(lanes))),
     Row("tile", lambda spec, sizes: True, lambda lanes: Plan(48, 128, lanes, _rows(lanes))),
 )
+
+
+def listed(plan: Plan, block: int = 64) -> Plan:
+    """The schedule that goes by lists of blocks of keys: `block` keys, as far as a tile may have so many.
+
+    Small tiles lie closer to what a mask keeps.
+    """
+    if plan.form == "stream":
+        return replace(plan, listed=max(plan.block_k, block))
+    width = 128 if block >= 128 else 64
+    return replace(plan, block_q=64, block_k=width, listed=width)
 
 
 def choose(spec: AttentionSpec, sizes: Sizes, lanes: int) -> Plan:

@@ -74,6 +74,7 @@ INLINE void write_row(const float* from, int count, float factor, Element* p, in
   for (; d < count; ++d) write(p + d * stride, from[d] * factor);
 }
 
+@KEY_LIST@
 struct KeyRange { int64_t lo, hi, full_lo, full_hi; };
 
 // Keys that queries [q0, q1) can keep, and keys that all of them keep as far as coordinates decide.
@@ -98,7 +99,7 @@ const float kOnes[kRows] = {@ONES@};
 
 // One tile of keys for all blocks of rows.
 void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t k0, const float* panels,
-              const float* values, Scratch& t) {
+              const float* values,@FULL_GIVEN@ Scratch& t) {
   const int64_t n_k = a.n_k;
   const int blocks = (rows + kRows - 1) / kRows;
   int begin[kTileQ / kRows], end[kTileQ / kRows], last = 0;
@@ -111,7 +112,7 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
     begin[i] = int(maximum(range.lo - k0, int64_t(0))) / kPanel * kPanel;
     end[i] = int(maximum(minimum(range.hi - k0, int64_t(kBlockK)), int64_t(0)));
     if (end[i] <= begin[i]) begin[i] = end[i] = 0;
-    masked[i] = k0 + begin[i] < range.full_lo || k0 + end[i] > range.full_hi;
+    masked[i] = @MASKED_TILE@;
     last = end[i] > last ? end[i] : last;
   }
   for (int column = 0; column < last; column += kPanel)
@@ -151,9 +152,7 @@ void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const
   memset(t.q + rows * kD, 0, sizeof(float) * (padded - rows) * kD);
   memset(t.out, 0, sizeof(float) * padded * kWidth);
   for (int r = 0; r < kStats; ++r) start_row(a, b, h, r, t);
-  const KeyRange range = key_range(a, b, h, q0, q0 + rows);
-  for (int64_t k0 = range.lo / kPanel * kPanel; k0 < range.hi; k0 += kBlockK)
-    key_tile(a, b, h, q0, rows, k0, panels, values, t);
+@VISIT_TILES@
   for (int r = 0; r < rows; ++r) finish_row(a, b, h, q0 + r, r, t);
 }
 """

@@ -139,7 +139,8 @@ INLINE Rows rows_of(const Element* base, const int64_t* stride, int64_t first, i
 }
 
 // One block of keys for all rows of a tile. The values are fetched while scores are made, and the next keys after.
-void key_block(const Args& a, const Tile& tile, const KeyRange* ranges, int64_t k0, int valid, Scratch& t) {
+void key_block(const Args& a, const Tile& tile, const KeyRange* ranges, int64_t k0, int valid,@FULL_GIVEN@
+               Scratch& t) {
   const int64_t b = tile.b, v_head = value_head(tile.h[0]);
   const Element* k_base = a.k + b * a.k_stride[0] + tile.head * a.k_stride[1];
   const Element* v_base = a.v + b * a.v_stride[0] + v_head * a.v_stride[1];
@@ -155,7 +156,7 @@ void key_block(const Args& a, const Tile& tile, const KeyRange* ranges, int64_t 
     if (hi <= lo) continue;
     const int left = rows - r < kRows ? rows - r : kRows;
     kScore[left](t.q + r * kDepth, keys, values, whole, valid, t.s + r * kBlockK);
-    const bool masked = k0 + lo < range.full_lo || k0 + hi > range.full_hi;
+    const bool masked = @MASKED_BLOCK@;
     const auto form = masked && kStaticMask ? row_pass<kStaticMask> : row_pass<false>;
     for (int i = r; i < r + left; ++i) {
       begin[i] = lo, end[i] = hi;
@@ -206,9 +207,7 @@ void visit(const Args& a, const Tile& tile, int64_t lo, int64_t hi, bool alone, 
     ranges[r / kRows] = range;
     if (range.lo < range.hi) all.lo = minimum(all.lo, range.lo), all.hi = maximum(all.hi, range.hi);
   }
-  hi = minimum(hi, all.hi);
-  for (int64_t k0 = maximum(lo, all.lo / kLanes * kLanes); k0 < hi; k0 += kBlockK)
-    key_block(a, tile, ranges, k0, int(minimum(hi - k0, int64_t(kBlockK))), t);
+@VISIT_BLOCKS@
 }
 """
 
@@ -226,8 +225,9 @@ Work divide(const Args& a, int threads) {
   w.tiles = (w.group + kTileQ - 1) / kTileQ;
   const int64_t pieces = a.n_b * kKeyHeads * w.tiles;
   const int64_t wanted = threads == 1 || pieces >= 4 * threads ? 1 : (4 * threads + pieces - 1) / pieces;
-  w.splits = maximum(minimum(wanted, a.n_k / 512), int64_t(1));
-  w.span = ((a.n_k + w.splits - 1) / w.splits + kBlockK - 1) / kBlockK * kBlockK;
+  const int64_t n_k = @VISITED@;
+  w.splits = maximum(minimum(wanted, n_k / 512), int64_t(1));
+  w.span = ((n_k + w.splits - 1) / w.splits + @SPAN@ - 1) / @SPAN@ * @SPAN@;
   w.items = pieces * w.splits;
   return w;
 }
@@ -259,7 +259,7 @@ int32_t run(const Args& a, int threads) {
       const Tile tile = tile_at(a, w, item / w.splits);
       if (tile.count == 0) continue;
       const int64_t split = item % w.splits, lo = split * w.span;
-      visit(a, tile, lo, minimum(lo + w.span, a.n_k), w.splits == 1, t);
+      visit(a, tile, lo, @SPLIT_END@, w.splits == 1, t);
       for (int r = 0; r < tile.count; ++r) {
         if (w.splits == 1) finish_row(a, tile.b, tile.h[r], tile.q[r], r, t);
         else keep_part(t, r, found[item * kTileQ + r]);

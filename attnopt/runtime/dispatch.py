@@ -16,10 +16,10 @@ from torch import Tensor
 from attnopt.codegen import cpp
 from attnopt.codegen.base import Layout, Plan
 from attnopt.codegen.cpp_loads import k_axes
-from attnopt.codegen.cpp_plans import Sizes, choose
+from attnopt.codegen.cpp_plans import Sizes, choose, listed
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
-from attnopt.runtime import linear, triton_launch
+from attnopt.runtime import linear, lists, triton_launch
 from attnopt.runtime.build import build
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
@@ -130,7 +130,7 @@ class Dispatcher:
             if result is not None:
                 site.shapes[shape], site.used = backend, backend.name
                 return self._finish(site, result)
-            backend = self._backend(site, q, k, captures)
+            backend = self._backend(site, q, k, captures, scalars)
             result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name in _COMPILED else None
             if result is None and backend.name in _COMPILED:
                 backend = site.fallback()
@@ -189,10 +189,13 @@ class Dispatcher:
             site.classes.add(tag)
         return result
 
-    def _backend(self, site: _Site, q: Tensor, k: Tensor, captures: Sequence[Tensor]) -> Any:
+    def _backend(self, site: _Site, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Any:
         layout = layout_of(site.axes, q, captures)
-        sizes = Sizes(q.shape[0], q.shape[2], k.shape[2])
-        plan = choose(site.spec, sizes, vector_lanes()) if q.device.type == "cpu" else None
+        plan = None
+        if q.device.type == "cpu":
+            plan = choose(site.spec, Sizes(q.shape[0], q.shape[2], k.shape[2]), vector_lanes())
+            if lists.pay(site.spec, lists.sizes_of(site.spec, q, k, scalars)):
+                plan = listed(plan)
         key = (layout, plan, q.device.type)
         if key not in site.backends:
             site.backends[key] = self._choose(site, layout, plan, q.device)

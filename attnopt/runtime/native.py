@@ -15,6 +15,7 @@ from attnopt.errors import CompileError
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.compile import Library
 from attnopt.runtime.inputs import dtype_name
+from attnopt.runtime.lists import Lists
 from attnopt.runtime.reference import Sample, reference
 from attnopt.runtime.validate import Verdict, compare, nudge
 from attnopt.spec import AttentionSpec, Softmax
@@ -35,6 +36,21 @@ def layout_of(axes: tuple[int | None, ...], q: Tensor, captures: Sequence[Tensor
     return Layout(dtype_name(q.dtype), tuple(about))
 
 
+def lists_of(spec: AttentionSpec, plan: Plan) -> Lists | None:
+    """What makes the lists that a plan goes by: for all query heads of a key head together in the `stream` form."""
+    if not plan.listed:
+        return None
+    heads = spec.heads
+    groups = [[h for h in range(heads.q) if heads.k_map[h] == head] for head in range(heads.k)]
+    return Lists(spec, (plan.block_q, plan.listed), groups if plan.form == "stream" else ())
+
+
+def list_numbers(visited: Tensor) -> list[int]:
+    """Strides of batch, heads and tiles of a list, none along a dimension of size 1, and the most blocks of a tile."""
+    strides = [0 if n == 1 else x for n, x in zip(visited.shape, visited.stride(), strict=True)]
+    return [*strides[:3], visited.shape[3] - 2]
+
+
 class Native:
     """Runs a loaded kernel of one plan."""
 
@@ -44,9 +60,11 @@ class Native:
         self.spec, self.library, self.plan = spec, library, plan or Plan()
         self.wants_lse = "lse" in spec.returns
         self.by_data = by_data(spec)
-        self.pointers = ctypes.c_void_p * (3 + len(spec.captures))
+        self.lists = lists_of(spec, self.plan)
+        self.pointers = ctypes.c_void_p * (3 + len(spec.captures) + (self.lists is not None))
         self.known: dict[tuple[Any, ...], ctypes.Array[ctypes.c_int64]] = {}
-        self.numbers = ctypes.c_int64 * (19 + sum(len(c.shape) for c in spec.captures) + len(spec.scalars))
+        count = 19 + sum(len(c.shape) for c in spec.captures) + len(spec.scalars)
+        self.numbers = ctypes.c_int64 * (count + (0 if self.lists is None else 4))
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
@@ -58,10 +76,14 @@ class Native:
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
         )
         lse = torch.empty((batch, heads, rows), dtype=torch.float32) if self.wants_lse else None
-        key = (shape, k.shape[2], q.stride(), k.stride(), v.stride(), *[t.stride() for t in captures], *scalars)
-        numbers = self.known.get(key) or self._numbers(key, out, captures, scalars)
+        given = (q, k, v, *captures)
+        key = (shape, k.shape[2], *[t.stride() for t in given], *scalars)
+        if self.lists is not None:
+            visited = self.lists(q, k, captures, scalars)
+            given, key = (*given, visited), (*key, visited.shape)
+        numbers = self.known.get(key) or self._numbers(key, out, given[3:], scalars)
         status = self.library.run(
-            self.pointers(q.data_ptr(), k.data_ptr(), v.data_ptr(), *[t.data_ptr() for t in captures]),
+            self.pointers(*[t.data_ptr() for t in given]),
             out.data_ptr(),
             None if lse is None else lse.data_ptr(),
             numbers,
@@ -72,12 +94,14 @@ class Native:
         return out, lse
 
     def _numbers(
-        self, key: tuple[Any, ...], out: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+        self, key: tuple[Any, ...], out: Tensor, further: Sequence[Tensor], scalars: Sequence[int]
     ) -> ctypes.Array[ctypes.c_int64]:
         """Sizes, strides and scalars as the kernel reads them, kept for the next call that has the same."""
         (batch, _, rows, _), n_k, *strides = key
         flat = [batch, rows, n_k, *(x for stride in strides[:3] for x in stride), *out.stride()]
+        captures, visited = further[: len(self.spec.captures)], further[len(self.spec.captures) :]
         flat += [x for tensor in captures for x in tensor.stride()]
+        scalars = [*scalars[: len(self.spec.scalars)], *[x for tensor in visited for x in list_numbers(tensor)]]
         if len(self.known) >= _KNOWN:
             self.known.clear()
         self.known[key] = self.numbers(*flat, *scalars)

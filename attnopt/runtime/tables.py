@@ -47,22 +47,26 @@ def fill(
         device: where the coordinates are made; the captures must be there.
     """
     widths = {"q": block[0], "k": block[1], "": 1}
-    ends = {t: _ends(_values(t.load, sizes, captures, device), t.axis, widths[t.axis]) for t in plan.tables}
+    ends = {t: _ends(values(t.load, sizes, captures, device), t.axis, widths[t.axis]) for t in plan.tables}
     if plan.rows == sp.true:
         return Filled(ends, None, None)
-    kept = _values(plan.rows, sizes, captures, device)[:, :, 0]
+    kept = values(plan.rows, sizes, captures, device)[:, :, 0]
     some, last = kept.any(-1), sizes[ex.n_k] - 1
     first = kept.byte().argmax(-1).masked_fill(~some, last + 1)
     return Filled(ends, first, (last - kept.flip(-1).byte().argmax(-1)).masked_fill(~some, -1))
 
 
-def _values(
-    expr: sp.Basic, sizes: Mapping[sp.Symbol, int], captures: Mapping[str, Tensor], device: torch.device | str
-) -> Tensor:
-    """`[B or 1, H or 1, n_q or 1, n_k or 1]`: axes that the expression does not depend on have size 1."""
+def values(
+    expr: sp.Basic, sizes: Mapping[sp.Symbol, int], captures: Mapping[str, Tensor], device: torch.device | str,
+    steps: tuple[int, int] = (1, 1),
+) -> Tensor:  # fmt: skip
+    """`[B or 1, H or 1, n_q or 1, n_k or 1]`: axes that the expression does not depend on have size 1.
+
+    `steps`: every how many queries and keys there is a value.
+    """
     axes = {
-        symbol: torch.arange(sizes[size] if ex.depends(expr, symbol) else 1, device=device)
-        for symbol, size in zip(ex.COORDINATES, ex.SIZES, strict=True)
+        symbol: torch.arange(0, sizes[size] if ex.depends(expr, symbol) else 1, step, device=device)
+        for symbol, size, step in zip(ex.COORDINATES, ex.SIZES, (1, 1, *steps), strict=True)
     }
     return evaluate(expr, Scope(axes, sizes, captures, None, torch.float32)).reshape([a.numel() for a in axes.values()])
 
