@@ -6,7 +6,7 @@ in the run's dtype; K, what replaced them. K must be as close to G as E is, with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,8 +94,10 @@ class _Checker(fx.Interpreter):
     def __init__(self, original: fx.GraphModule, lowered: fx.GraphModule, regions: Sequence[Region]) -> None:
         super().__init__(original)
         self.after, self.all_regions = lowered, regions
-        regions = [r for r in regions if r.output.name in {n.name for n in original.graph.nodes}]
+        names = {n.name for n in original.graph.nodes}
+        regions = [r for r in regions if r.output.name in names]
         self.regions = {r.output.name: r for r in regions}
+        self.held = {r.output.name: _held(r, names) for r in regions}
         self.lowered = {n.name: n for n in lowered.graph.nodes}
         self.calls = {n.meta["attnopt_site"]: n for n in lowered.graph.nodes if "attnopt_site" in n.meta}
         self.verdicts: dict[str, Verdict] = {}
@@ -103,7 +105,7 @@ class _Checker(fx.Interpreter):
         self.kept: dict[str, Any] = {}
         self.given: dict[str, Any] = {}
         for region in regions:
-            for name in _operands(region):
+            for name in self.held[region.output.name]:
                 self.pending[name] = self.pending.get(name, 0) + 1
 
     def run_node(self, n: fx.Node) -> Any:
@@ -115,7 +117,7 @@ class _Checker(fx.Interpreter):
         region = self.regions.get(n.name)
         if region is not None:
             self._check(n, region, result)
-            for name in _operands(region):
+            for name in self.held[n.name]:
                 self.pending[name] -= 1
                 if not self.pending[name]:
                     self.kept.pop(name, None)
@@ -156,7 +158,9 @@ class _Checker(fx.Interpreter):
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(eager):
             return
-        seeds = {**self.given, **{name: self.kept[name] for name in _operands(region)}}
+        seeds = {**self.given, **{name: self.kept[name] for name in self.held[n.name]}}
+        for made in (o for o in _operands(region) if o.name not in seeds):
+            _evaluate(made, seeds, self.module, double=False)
         if _scores(region, seeds) > _MOST_SCORES:
             self.verdicts[region.anchor.name] = self._sampled(call, region, seeds)
             return
@@ -193,11 +197,22 @@ def _scores(region: Region, seeds: Mapping[str, Any]) -> int:
     return query.numel() // region.spec.heads.d_qk * int(keys)
 
 
-def _operands(region: Region) -> list[str]:
+def _operands(region: Region) -> list[fx.Node]:
     terms = region.terms
     captured = (o.node.table if isinstance(o.node, Line) else o.node for r in terms for o in r.captures.values())
-    nodes = [*(o.node for r in terms for o in (r.query, r.key, r.value)), *captured]
-    return list(dict.fromkeys(n.name for n in nodes))
+    return list(dict.fromkeys([*(o.node for r in terms for o in (r.query, r.key, r.value)), *captured]))
+
+
+def _held(region: Region, names: Container[str]) -> list[str]:
+    """What the site's operands are computed from: themselves, but for those that a pattern wrote into the graph."""
+    queue, found = _operands(region), dict[str, None]()
+    while queue:
+        node = queue.pop(0)
+        if node.name in names:
+            found[node.name] = None
+        else:
+            queue += node.all_input_nodes
+    return list(found)
 
 
 def _evaluate(node: fx.Node, known: dict[str, Any], module: fx.GraphModule, double: bool) -> Any:

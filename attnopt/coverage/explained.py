@@ -62,12 +62,6 @@ EXPLANATIONS: tuple[Explanation, ...] = (
         "Each token is given to one group: the softmax runs over the groups, which are the queries, and its largest "
         "entry becomes one and the others zero.",
     ),
-    Explanation(
-        r"pegasus_x", r"talking heads|runs over more than the keys", r"self_attn",
-        "One softmax over global and local keys put behind one another, whose two parts are then applied to two "
-        "tensors of values by two products. No single product of weights and values exists.",
-        attention=True,
-    ),
 )  # fmt: skip
 
 

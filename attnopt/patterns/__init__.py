@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, called, flex, linear, named, pointwise, sdpa, softmax, sums
+from attnopt.patterns import byhand, called, flex, joined, linear, named, pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import BUDGET, TRIAL, Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -42,6 +42,7 @@ PATTERNS = (
     Pattern("named", named.match),
     Pattern("sum", sums.match),
     Pattern("softmax", softmax.match),
+    Pattern("joined", joined.match),
     Pattern("softmax by hand", byhand.match),
     Pattern("pointwise", pointwise.match),
     Pattern("linear", linear.match),
@@ -60,8 +61,9 @@ def find(
     found: list[tuple[fx.Node, str, Region | Decline]] = []
     chosen = PATTERNS if patterns is None else patterns
     known = constants if isinstance(constants, Known) else Known(constants or {})
+    joined.forget(graph)
     with searching():
-        for node in graph.nodes:
+        for node in list(graph.nodes):  # a pattern may write what it reads into the graph
             known.budget = BUDGET if op_name(node) in ANCHORS else TRIAL
             claim: tuple[str, Region | Decline] | None = None
             for pattern in chosen:
