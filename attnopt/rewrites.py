@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from attnopt.linearize.rewrite import Linearize
+from attnopt.passes.factor_bias import FactorBias
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.tolerance import Tolerance
 
-__all__ = ["Linearize", "PruneHeads", "Tolerance"]
+__all__ = ["FactorBias", "Linearize", "PruneHeads", "Tolerance"]
 
-_LATER = ("ShareKV", "MixHeads", "Sparsify", "FactorBias", "Auto")
+_LATER = ("ShareKV", "MixHeads", "Sparsify", "Auto")
 
 
 def __getattr__(name: str) -> Any:

@@ -100,7 +100,7 @@ class Stage:
         self.cuts.append((name, dim, keep, tuple(old.shape) if old is not None else ()))
         if old is None or old.shape[dim] == len(keep):
             return
-        index = torch.tensor(keep, device=old.device)
+        index = torch.tensor(keep, dtype=torch.int64, device=old.device)
         self.tensors[name] = torch.nn.Parameter(old.detach().index_select(dim, index), requires_grad=old.requires_grad)
 
     def shared(self, placeholders: Iterable[fx.Node]) -> str | None:
@@ -183,6 +183,35 @@ class Stage:
             self.regions[key] = found
         return None
 
+    def plain(self, key: str) -> Region | Decline:
+        """A site as one call of the operator on `[B, heads, n, width]`, whatever the source's layout was.
+
+        A rewrite can append to its operands, or work on its output, without knowing that layout. `region.output` is
+        the call's result; it has users of its own, which put it into the source's layout.
+        """
+        region = self.regions[key]
+        found = None if region.pattern == "attnopt" else self.put(key, region, "")
+        return self.regions[key] if found is None else found
+
+    def empty(self, nodes: Iterable[fx.Node], names: Iterable[str] | None = None) -> None:
+        """Make the parameters that were read for these nodes alone empty: nothing reads them any more.
+
+        Call after the last `put`. `names`: those that were made empty when the model was rewritten before.
+        """
+        before = _sources(nodes)
+        drop_dead_code(self.gm.graph)
+        for node, name in self.states.items():
+            if node not in before or node.users or name.startswith(f"{ADDED}."):
+                continue
+            held = self.tensors.get(name)
+            if held is None:
+                wanted = name in (names or ())
+            else:
+                wanted = isinstance(held, torch.nn.Parameter) and held.dim() > 0 and not self.shared([node])
+            if wanted:
+                self.cut(node, 0, ())
+                node.meta["val"] = value(node)[:0]
+
     def finish(self) -> None:
         """Drop what nothing uses any more. Call once after the last change."""
         if self._lowering is not None:
@@ -229,6 +258,17 @@ def _fill(node: fx.Node, fakes: Any) -> None:
         return
     with fakes:
         node.meta["val"] = node.target(*args, **kwargs)
+
+
+def _sources(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and everything that they are computed from."""
+    queue, seen = list(nodes), set(nodes)
+    while queue:
+        for node in queue.pop().all_input_nodes:
+            if node not in seen:
+                seen.add(node)
+                queue.append(node)
+    return seen
 
 
 def copied(gm: fx.GraphModule) -> fx.GraphModule:
