@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from attnopt.factor.rewrite import FactorBias
 from attnopt.linearize.rewrite import Linearize
-from attnopt.passes.factor_bias import FactorBias
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.tolerance import Tolerance
 

@@ -127,9 +127,10 @@ def _figures(before: Mapping[str, Any], after: Mapping[str, Any], change: Change
         distinct = {id(t): t for t in tensors.values() if isinstance(t, torch.nn.Parameter)}
         return sum(math.prod(t.shape) for t in distinct.values())
 
+    removed = {"heads removed": sum(len(heads) for _, heads in decision.sites)}
     return {
         "sites": len(decision.sites),
-        "heads removed": sum(len(heads) for _, heads in decision.sites),
+        **(removed if decision.rewrite == "prune_heads" else {}),
         "parameters before": count(before),
         "parameters after": count(after),
         "output change": change.output,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnopt.passes.bias_cost import estimate
+from attnopt.factor.cost import estimate
 
 
 def _operands(n: int, heads: int = 8, keys: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

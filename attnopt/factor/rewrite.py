@@ -13,12 +13,12 @@ from attnopt import expr as ex
 from attnopt.analysis import separable
 from attnopt.analysis.separable import Split
 from attnopt.errors import Decline, OptionError
+from attnopt.factor import cost
+from attnopt.factor.columns import Columns
+from attnopt.factor.low_rank import Factors, line_of
 from attnopt.graph import value
-from attnopt.passes import bias_cost
 from attnopt.passes.approximate import Decision
 from attnopt.passes.base import APPROX, Approx
-from attnopt.passes.columns import Columns
-from attnopt.passes.low_rank import Factors, line_of
 from attnopt.passes.stage import Seen, Stage
 from attnopt.passes.tolerance import Loss
 from attnopt.region import Line, Operand, Region
@@ -117,7 +117,7 @@ class FactorBias:
         if factors.size == 0:
             return "its table adds nothing that a softmax sees"
         rank = self.rank or factors.rank(0.01 if self.tolerance is None else self.tolerance)
-        guess = bias_cost.estimate(seen.q, seen.k, rank, True, 1)
+        guess = cost.estimate(seen.q, seen.k, rank, True, 1)
         if self.when == "pays" and not guess.pays:
             return f"{guess} (relative error {factors.error(rank):.2g})"
         return rank
@@ -182,7 +182,7 @@ def _closed(parts: Split, seen: Seen, when: str) -> bool | str:
     heads = seen.spec.heads
     if any(ex.depends(g, ex.h) for _, g in parts.pairs) and heads.k_map != tuple(range(heads.q)):
         return "its key side differs among the query heads of a key head"
-    guess = bias_cost.estimate(seen.q, seen.k, len(parts.pairs), False, separable.operations(parts.separable))
+    guess = cost.estimate(seen.q, seen.k, len(parts.pairs), False, separable.operations(parts.separable))
     return True if when == "always" or guess.pays else str(guess)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from attnopt import expr as ex
-from attnopt.passes.columns import Columns
+from attnopt.factor.columns import Columns
 from attnopt.region import Operand, Region
 from tests.passes.tiny import HEADS, model, output, stage
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnopt.passes.low_rank import Factors, line_of
+from attnopt.factor.low_rank import Factors, line_of
 
 
 def _table(heads: int, n_q: int, n_k: int, rank: int = 0) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Biases of the scores as further dimensions of query and key, or as lines."""
