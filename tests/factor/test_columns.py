@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from attnopt import expr as ex
 from attnopt.factor.columns import Columns
 from attnopt.region import Operand, Region
+from attnopt.runtime import op  # noqa: F401  (registers attnopt::attention)
 from tests.passes.tiny import HEADS, model, output, stage
 
 EXPRESSIONS = [
