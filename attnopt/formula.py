@@ -7,7 +7,7 @@ import functools
 import sympy as sp
 
 from attnopt.analysis.masks import describe
-from attnopt.normalizer import Pointwise
+from attnopt.normalizer import Mixed, Pointwise
 from attnopt.readable import show
 from attnopt.spec import AttentionSpec
 
@@ -36,6 +36,9 @@ def _weights(spec: AttentionSpec) -> str:
     normalizer = spec.normalizer
     if isinstance(normalizer, Pointwise):
         return _factor(spec.score)
+    if isinstance(normalizer, Mixed):
+        count = normalizer.features
+        return f"normalised(exp({show(spec.score)}) if {show(normalizer.near)} else last {count} columns of Q·K)"
     sink = "" if normalizer.sink is None else f"; sink {show(normalizer.sink)}"
     return f"softmax({show(spec.score)}{sink})"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy as sp
+from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
@@ -38,13 +39,32 @@ class Pointwise:
         return "weight is the score" + ("" if self.divide == 1 else f", row divided by {show(self.divide)}")
 
 
-Normalizer = Softmax | Pointwise
+@dataclass(frozen=True)
+class Mixed:
+    """Exponentials where `near` holds, products of features elsewhere, all divided by their common sum.
+
+    Queries and keys have their features in the last `features` columns, `s` is the product of the columns before
+    them: the weight is `exp(score)` or `sum of q*k over the features` (LoLCATs, Zhang et al., 2024).
+    """
+
+    near: Boolean
+    features: int
+    kind = "mixed"
+
+    def __str__(self) -> str:
+        return f"softmax where {show(self.near)}, elsewhere linear over {self.features} features, in one sum"
+
+
+Normalizer = Softmax | Pointwise | Mixed
 
 
 def normalizer_to_json(normalizer: Normalizer) -> dict[str, Any]:
     """As plain data for a spec's text."""
     if isinstance(normalizer, Pointwise):
         return {"kind": normalizer.kind, "divide": ex.to_tree(normalizer.divide)}
+    if isinstance(normalizer, Mixed):
+        near = ex.to_tree(ex.canon(normalizer.near))
+        return {"kind": normalizer.kind, "near": near, "features": normalizer.features}
     return {"kind": normalizer.kind, "sink": None if normalizer.sink is None else ex.to_tree(normalizer.sink)}
 
 
@@ -52,6 +72,8 @@ def normalizer_from_json(data: dict[str, Any]) -> Normalizer:
     """The inverse of `normalizer_to_json`; raises `SpecError` for an unknown kind."""
     if data["kind"] == Pointwise.kind:
         return Pointwise(ex.from_tree(data["divide"]))
+    if data["kind"] == Mixed.kind:
+        return Mixed(ex.from_tree(data["near"]), int(data["features"]))
     if data["kind"] != Softmax.kind:
         raise SpecError(f"spec text names an unknown normalizer {data['kind']!r}.")
     return Softmax(None if data["sink"] is None else ex.from_tree(data["sink"]))

@@ -14,10 +14,10 @@ from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
-from attnopt.normalizer import Normalizer, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
+from attnopt.normalizer import Mixed, Normalizer, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
 from attnopt.readable import show
 
-__all__ = ["AttentionSpec", "Capture", "EmptyRow", "Heads", "Normalizer", "Pointwise", "Softmax"]
+__all__ = ["AttentionSpec", "Capture", "EmptyRow", "Heads", "Mixed", "Normalizer", "Pointwise", "Softmax"]
 
 VERSION = 2
 # Text may ask for head tables; more heads than this are a mistake or an attack.
@@ -121,6 +121,8 @@ class AttentionSpec:
         own = {"score": self.score, "keep": self.keep, "gate": self.gate, "weight": self.weight}
         if isinstance(self.normalizer, Pointwise):
             return {**own, "divide": self.normalizer.divide}
+        if isinstance(self.normalizer, Mixed):
+            return {**own, "near": self.normalizer.near}
         return own if self.normalizer.sink is None else {**own, "sink": self.normalizer.sink}
 
     @cached_property
@@ -225,6 +227,9 @@ def _verify(spec: AttentionSpec) -> None:
             raise SpecError(f"{name} must give each of the {heads.q} query heads one of {count} heads: {table}.")
     if not ex.is_boolean(spec.keep):
         raise SpecError(f"keep must be a boolean expression: {show(spec.keep)}.")
+    mixed = spec.normalizer if isinstance(spec.normalizer, Mixed) else None
+    if mixed is not None and not (ex.is_boolean(mixed.near) and 0 < mixed.features < heads.d_qk):
+        raise SpecError(f"a mixed normaliser needs a condition, and features within the {heads.d_qk} columns: {mixed}.")
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
     if set(spec.returns) - {"lse"}:
@@ -235,7 +240,7 @@ def _verify(spec: AttentionSpec) -> None:
     allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
     row = allowed - {ex.k}
     may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row,
-           "divide": row | {ex.t, ex.a}, "sink": row}  # fmt: skip
+           "divide": row | {ex.t, ex.a}, "sink": row, "near": allowed}  # fmt: skip
     for part, expr in spec.expressions.items():
         _check_expression(part, expr, may[part], spec)
     for term in spec.merge:

@@ -9,18 +9,21 @@ import sympy as sp
 import torch
 
 from attnopt import expr as ex
+from attnopt.analysis.forms import form
 from attnopt.errors import SpecError
-from attnopt.normalizer import Pointwise, Softmax, normalizer_from_json, normalizer_to_json
+from attnopt.formula import formula
+from attnopt.normalizer import Mixed, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
 from attnopt.runtime.reference import reference
 from attnopt.spec import AttentionSpec, Heads
 
 HEADS = Heads(2, 2, 2, 4, 4)
 SIGMOID = AttentionSpec(HEADS, score=1 / (1 + sp.exp(-ex.s)), normalizer=Pointwise())
-NORMALIZERS = [Softmax(), Softmax(sp.S.Zero), Pointwise(), Pointwise(ex.Maximum(ex.a, sp.S.One)), Pointwise(ex.t)]
+NORMALIZERS = [Softmax(), Softmax(sp.S.Zero), Pointwise(), Pointwise(ex.Maximum(ex.a, sp.S.One)), Pointwise(ex.t),
+               Mixed(ex.canon(ex.q - ex.k < 4), 2)]  # fmt: skip
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS, ids=str)
-def test_text_round_trip(normalizer: Softmax | Pointwise) -> None:
+def test_text_round_trip(normalizer: Softmax | Pointwise | Mixed) -> None:
     assert normalizer_from_json(normalizer_to_json(normalizer)) == normalizer
     spec = AttentionSpec(HEADS, normalizer=normalizer, weight=sp.sign(ex.s))
     assert AttentionSpec.parse(spec.text) == spec
@@ -74,3 +77,17 @@ def test_terms_that_are_added_must_fit() -> None:
     assert len(spec.terms) == 2
     with pytest.raises(SpecError, match="must agree"):
         AttentionSpec(HEADS, merge=(AttentionSpec(Heads(3, 3, 3, 4, 4)),)).verify()
+
+
+@pytest.mark.parametrize("normalizer", [Mixed(ex.q - ex.k, 2), Mixed(ex.q > ex.k, 0), Mixed(ex.q > ex.k, 99)], ids=str)
+def test_a_mixed_normaliser_needs_a_condition_and_columns_for_both(normalizer: Mixed) -> None:
+    with pytest.raises(SpecError, match="mixed normaliser"):
+        AttentionSpec(HEADS, normalizer=normalizer).verify()
+
+
+def test_a_mixed_normaliser_says_what_it_is() -> None:
+    spec = AttentionSpec(HEADS, keep=ex.q >= ex.k, normalizer=Mixed(ex.q - ex.k < 4, 2)).canonical()
+    assert "elsewhere linear over 2 features, in one sum" in str(spec)
+    assert "2 columns of Q·K" in formula(spec)
+    assert form(spec) == "softmax near, linear beyond"
+    assert AttentionSpec.parse(spec.text).text == spec.text

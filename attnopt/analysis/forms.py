@@ -8,7 +8,7 @@ import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.analysis.linear_form import linear_form
-from attnopt.spec import AttentionSpec, Pointwise
+from attnopt.spec import AttentionSpec, Mixed, Pointwise
 
 
 def form(spec: AttentionSpec) -> str:
@@ -17,6 +17,8 @@ def form(spec: AttentionSpec) -> str:
         return _sum(spec)
     if isinstance(spec.normalizer, Pointwise):
         return _pointwise(spec)
+    if isinstance(spec.normalizer, Mixed):
+        return "softmax near, linear beyond"
     if spec.weight.has(sp.sign):
         return "signed"
     return "mixture of heads" if _routed(spec.gate) else "softmax"

@@ -87,9 +87,13 @@ def _masked(form: LinearForm, keep: Boolean) -> LinearForm | None:
             continue
         offset = clause.args[0] - ex.q + ex.k if isinstance(clause, sp.Ge) and clause.args[1] == 0 else None
         known = offset is not None and not offset.has(ex.Load) and not ex.depends(offset, *ex.COORDINATES)
-        if not known or form.offset is not None:
+        if not known:
             return None
-        form = replace(form, offset=offset)
+        gap = sp.S.One if form.offset is None else sp.expand(offset - form.offset)
+        if not gap.is_number:
+            return None
+        # Of two bounds the tighter one holds.
+        form = replace(form, offset=offset) if form.offset is None or gap < 0 else form
     return form if form.causal or form.rate == 0 else None
 
 

@@ -24,7 +24,7 @@ from attnopt.codegen.cpp_rows import ENDS
 from attnopt.codegen.cpp_skeleton import COMMON, TILE, TILE_BLOCKS
 from attnopt.codegen.cpp_stream import STREAM, STREAM_BLOCKS, STREAM_DRIVER
 from attnopt.errors import SpecError
-from attnopt.spec import AttentionSpec, EmptyRow, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Softmax
 
 __all__ = ["FLAGS", "emit", "k_axes", "supported"]
 
@@ -63,8 +63,8 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no C++ kernel for this spec and layout; None if there is one."""
     if spec.dropout:
         return "the C++ kernel has no dropout"
-    if spec.select is not None or spec.merge:
-        return "the C++ kernel visits all keys that `keep` allows and returns one result"
+    if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed):
+        return "the C++ kernel visits all keys that `keep` allows, with one normaliser, and returns one result"
     if isinstance(spec.normalizer, Softmax) and spec.weight != 1 and spec.empty_row is EmptyRow.UNIFORM:
         return "the C++ kernel has no uniform empty rows whose weights are multiplied"
     if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None and spec.normalizer.sink.has(ex.q):

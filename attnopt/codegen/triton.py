@@ -23,7 +23,7 @@ from attnopt.codegen.triton_loads import TRITON_TYPES
 from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import SpecError
-from attnopt.spec import AttentionSpec, EmptyRow, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Softmax
 
 # The widest head that a tile holds.
 _WIDEST = 256
@@ -60,6 +60,8 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
         return "the Triton kernel has no dropout"
     if spec.select is not None or spec.merge:
         return "the Triton kernel visits all keys that `keep` allows and returns one result"
+    if isinstance(spec.normalizer, Mixed):
+        return "no Triton kernel has a mixed normaliser; its two parts have one each"
     if spec.weight != 1 and spec.empty_row is EmptyRow.UNIFORM and isinstance(spec.normalizer, Softmax):
         return "the Triton kernel does not spread the weight of rows without keys where weights are changed afterwards"
     if layout.dtype not in ELEMENTS:

@@ -166,7 +166,7 @@ def _start(made: Parts) -> None:
     normalizer = made.spec.normalizer
     if isinstance(normalizer, Pointwise):
         made.start = [f"{name} = " + full("0.0") for name in made.state]
-    elif normalizer.sink is None:
+    elif not isinstance(normalizer, Softmax) or normalizer.sink is None:
         made.start = empty_state()
     else:
         sink = made.printer.cast(made.printer.visit(normalizer.sink), "f", False).code

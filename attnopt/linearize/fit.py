@@ -7,13 +7,16 @@ is fitted alone, to what the unchanged model gives it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import sympy as sp
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
 from attnopt import expr as ex
@@ -39,25 +42,28 @@ class Example:
 
 @dataclass(frozen=True)
 class Fit:
-    """The weights of a site's maps: query `[Hq, d, f]`, key `[Hk, d, f]`.
+    """The weights of a site's maps: query `[Hq, d, f]`, key `[Hk, d, f]`, and balance `[Hq, 1, 1]`.
 
+    `balance` is the logarithm of a factor of the linear weights, which counts beside a softmax window only.
     `losses` are the cross-entropies of the steps, in nats a row.
     """
 
     query: Tensor
     key: Tensor
+    balance: Tensor
     losses: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How maps are fitted: the map, its features `f` a head (None: the head's width), Adam steps, seed, progress."""
+    """How maps are fitted: the map, its features `f` a head (None: the head's width), Adam steps, the window."""
 
     map: FeatureMap
     features: int | None
     steps: int
     seed: int
     progress: bool
+    window: int | None = None
 
 
 def collect(stage: Stage, keys: Collection[str]) -> dict[str, list[Example]]:
@@ -91,23 +97,26 @@ def fit(examples: Sequence[Example], recipe: Recipe, advance: object = None) -> 
     spec = examples[0].seen.spec
     draw = torch.Generator().manual_seed(recipe.seed)
     query, key = start(spec, recipe.features)
+    # Features of small inputs have products of about two each, their exponentials of about one.
+    balance = torch.full((spec.heads.q, 1, 1), -math.log(2 * query.shape[2]))
+    near = None if recipe.window is None else near_keys(spec.keep, recipe.window)
     losses = []
     # The rewrite may run where gradients are off, or in the middle of the user's own recording.
     with torch.enable_grad():
-        leaves = [query.requires_grad_(), key.requires_grad_()]
+        leaves = [query.requires_grad_(), key.requires_grad_(), balance.requires_grad_()]
         adam = torch.optim.Adam(leaves, lr=_RATE)
         for step in range(recipe.steps):
             adam.param_groups[0]["lr"] = _RATE * (1.0 - step / recipe.steps)
             one = examples[int(torch.randint(len(examples), (), generator=draw))]
             rows = torch.randperm(one.q.shape[2], generator=draw)[:_ROWS].sort().values
-            loss = cross_entropy(one, recipe.map, query, key, rows)
+            loss = cross_entropy(one, recipe.map, (query, key, balance), rows, near)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             losses.append(float(loss.detach()))
             if callable(advance):
                 advance()
-    return Fit(query.detach(), key.detach(), tuple(losses))
+    return Fit(query.detach(), key.detach(), balance.detach(), tuple(losses))
 
 
 def start(spec: AttentionSpec, features: int | None = None) -> tuple[Tensor, Tensor]:
@@ -119,14 +128,32 @@ def start(spec: AttentionSpec, features: int | None = None) -> tuple[Tensor, Ten
     return one.repeat(heads.q, 1, 1), one.repeat(heads.k, 1, 1)
 
 
-def cross_entropy(one: Example, made: FeatureMap, query: Tensor | None, key: Tensor | None, rows: Tensor) -> Tensor:
-    """Mean over rows and heads of `-sum_k p log p'`: p the softmax weights, p' the linear ones of the same keys."""
-    seen = one.seen
+def near_keys(keep: Boolean, window: int) -> Boolean | None:
+    """The condition of the last `window` keys that a causal mask keeps; None for another mask."""
+    for clause in ex.conjuncts(ex.canon(keep)):
+        if ex.depends(clause, ex.q) and isinstance(clause, sp.Ge):
+            return ex.canon(clause.args[0] < window)
+    return None
+
+
+def cross_entropy(
+    one: Example, made: FeatureMap, learned: tuple[Tensor, Tensor, Tensor], rows: Tensor, near: Boolean | None = None
+) -> Tensor:
+    """Mean over rows and heads of `-sum_k p log p'`: p the softmax weights, p' the linear ones of the same keys.
+
+    Where `near` holds, the weights before they are normalised are those of the softmax.
+    """
+    seen, (query, key, balance) = one.seen, learned
     sample = Sample(batch=torch.tensor([one.entry]), rows=rows, whole_batch=seen.q.shape[0])
     with torch.no_grad():
-        true, kept, _ = weights(seen.spec, one.q, one.k, seen.captures, seen.scalars, sample)
+        true, kept, scores = weights(seen.spec, one.q, one.k, seen.captures, seen.scalars, sample)
     features = made.make(eager, one.k, key)[:, list(seen.spec.heads.k_map)]
     linear = made.make(eager, one.q[:, :, rows], query) @ features.transpose(-1, -2)
-    linear = linear.clamp_min(1e-12).masked_fill(~kept, 0.0)
-    logs = torch.where(kept, linear, 1.0).log() - linear.sum(-1, keepdim=True).clamp_min(1e-12).log()
-    return -(true * logs).sum(-1).mean()
+    logs = linear.clamp_min(1e-12).log() + balance
+    if near is not None:
+        spec = replace(seen.spec, keep=near)
+        with torch.no_grad():
+            beside = weights(spec, one.q, one.k, seen.captures, seen.scalars, sample)[1]
+        logs = torch.where(beside, scores * float(seen.spec.score / ex.s), logs)
+    logs = logs.masked_fill(~kept, -1e30)
+    return -(true * (logs - logs.logsumexp(-1, keepdim=True)).masked_fill(~kept, 0.0)).sum(-1).mean()

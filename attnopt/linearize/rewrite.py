@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import sympy as sp
@@ -13,13 +14,13 @@ from attnopt import expr as ex
 from attnopt.analysis.linear_form import linear_form, multiplications
 from attnopt.errors import Decline, OptionError
 from attnopt.graph import value
-from attnopt.linearize.features import MAPS
-from attnopt.linearize.fit import Fit, Recipe, collect, fit_all
+from attnopt.linearize.features import MAPS, aten
+from attnopt.linearize.fit import Fit, Recipe, collect, fit_all, near_keys
 from attnopt.passes.approximate import Decision, Stage
 from attnopt.passes.base import APPROX, Approx
 from attnopt.passes.tolerance import Loss
 from attnopt.region import Operand, Region
-from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
 
 # A row whose features are all zero is divided by this, and is zero.
 _LEAST = sp.Rational(1, 10**6)
@@ -37,6 +38,8 @@ class Linearize:
         feature: the map `phi`: `elu` (elu(x) + 1), `relu`, or `hedgehog` ([exp(xW), exp(-xW)], a matrix a head for
             queries and one for keys, fitted to the site's own attention on the calibration inputs).
         features: columns of the learned matrices; None means the width of a head.
+        window: causal sites keep the softmax for the last so many keys of each query, in one sum with the linear rest;
+            None for no such window.
         length: decide for this number of tokens whether it pays; None means that of the example inputs.
         steps: Adam steps of the fit. seed: of the rows that it draws. progress: show a bar on a terminal.
         sites: module paths or numbers of the sites; None means all.
@@ -49,6 +52,7 @@ class Linearize:
 
     feature: str = "hedgehog"
     features: int | None = None
+    window: int | None = None
     length: int | None = None
     steps: int = 300
     seed: int = 0
@@ -63,9 +67,9 @@ class Linearize:
     def __post_init__(self) -> None:
         if self.feature not in MAPS:
             raise OptionError(f"Linearize(feature={self.feature!r}) is unknown; choose one of {', '.join(MAPS)}.")
-        for name, least in (("features", 1), ("length", 1), ("steps", 1), ("seed", 0)):
+        for name, least in (("features", 1), ("window", 1), ("length", 1), ("steps", 1), ("seed", 0)):
             given = getattr(self, name)
-            optional = given is None and name in ("features", "length")
+            optional = given is None and name in ("features", "window", "length")
             if not optional and (isinstance(given, bool) or not isinstance(given, int) or given < least):
                 raise OptionError(f"Linearize({name}={given!r}) must be a whole number of at least {least}.")
         if self.features is not None and not MAPS[self.feature].learned:
@@ -100,17 +104,21 @@ class Linearize:
                 left[key] = str(found)
         return left
 
-    def _put(self, stage: Stage, key: str, learned: tuple[fx.Node | None, fx.Node | None]) -> Decline | None:
+    def _put(self, stage: Stage, key: str, learned: Sequence[fx.Node | None]) -> Decline | None:
         region, make = stage.regions[key], MAPS[self.feature].make
-        spec = linearized(region.spec, 1, MAPS[self.feature].positive)
-        if isinstance(spec, Decline):
-            return spec
 
         def call(target: Any, *args: Any) -> fx.Node:
             return stage.emit(region.anchor, target, *args)
 
-        query, keys = (make(call, o.node, w) for o, w in zip((region.query, region.key), learned, strict=True))
-        spec = replace(spec, heads=replace(spec.heads, d_qk=int(value(query).shape[3])))
+        given = region.query.node, region.key.node
+        query, keys = (make(call, x, w) for x, w in zip(given, learned, strict=False))
+        spec = linearized(region.spec, int(value(query).shape[3]), MAPS[self.feature].positive, self.window)
+        if isinstance(spec, Decline):
+            return spec
+        if self.window is not None:
+            if learned[2] is not None:
+                query = call(aten.mul.Tensor, query, call(aten.exp.default, learned[2]))
+            query, keys = (call(aten.cat.default, pair, -1) for pair in ([given[0], query], [given[1], keys]))
         operands = {"query": Operand(query, _DIMS[0]), "key": Operand(keys, _DIMS[1])}
         return stage.put(key, region.replace(spec=spec, **operands), self.name)
 
@@ -119,19 +127,21 @@ class Linearize:
         if region.merge:
             return "it adds up several attentions"
         width = MAPS[self.feature].width(region.spec.heads.d_qk, self.features or region.spec.heads.d_qk)
-        spec = linearized(region.spec, width, MAPS[self.feature].positive)
+        spec = linearized(region.spec, width, MAPS[self.feature].positive, self.window)
         if isinstance(spec, Decline):
             return str(spec)
-        form = linear_form(spec)
-        assert form is not None
+        plain = linearized(region.spec, width, True)
+        assert isinstance(plain, AttentionSpec)
+        causal = self.window is not None or linear_form(plain).causal  # type: ignore[union-attr]
         n_q, n_k = (_extent(o, d) for o, d in ((region.query, "q"), (region.key, "k")))
         if self.length is not None:
             n_q, n_k = (self.length if n_q > 1 else 1), self.length
         heads = region.spec.heads
-        softmax = n_q * n_k * (heads.d_qk + heads.d_v) // (2 if form.causal else 1)
-        linear = multiplications(spec, n_q, n_k, form.causal)[1]
+        softmax = n_q * n_k * (heads.d_qk + heads.d_v) // (2 if causal else 1)
+        linear = multiplications(plain, n_q, n_k, causal)[1]
         if MAPS[self.feature].learned:
             linear += (n_q + n_k) * heads.d_qk * width // 2
+        linear += n_q * (self.window or 0) * (heads.d_qk + heads.d_v)
         if linear <= softmax:
             return None
         return (
@@ -140,10 +150,11 @@ class Linearize:
         )
 
 
-def linearized(spec: AttentionSpec, width: int, positive: bool) -> AttentionSpec | Decline:
+def linearized(spec: AttentionSpec, width: int, positive: bool, window: int | None = None) -> AttentionSpec | Decline:
     """The linear attention over features of this width that stands for a softmax attention, with its mask.
 
-    A row without keys is NaN where it was and where only such rows sum to zero (`positive`); else it is zeros.
+    With a window, queries and keys come with their features behind them. A row without keys is NaN where it was and
+    where only such rows sum to zero (`positive`); else it is zeros.
     """
     factor = sp.cancel(spec.score / ex.s)
     if not isinstance(spec.normalizer, Softmax):
@@ -162,7 +173,13 @@ def linearized(spec: AttentionSpec, width: int, positive: bool) -> AttentionSpec
     ).canonical()  # fmt: skip
     if linear_form(made) is None:
         return Decline(f"its mask is neither causal nor of the keys alone: {spec.keep}")
-    return made
+    near = None if window is None else near_keys(spec.keep, window)
+    if window is None:
+        return made
+    if near is None:
+        return Decline("a softmax window needs a causal mask, and this site has none")
+    heads = replace(spec.heads, d_qk=spec.heads.d_qk + width)
+    return replace(made, heads=heads, score=spec.score, normalizer=Mixed(near, width)).canonical()
 
 
 class _Fits:
@@ -172,19 +189,22 @@ class _Fits:
         self.options, self.stage, self.keys = options, stage, keys
         self.found: dict[str, Fit] = {}
 
-    def nodes(self, key: str) -> tuple[fx.Node | None, fx.Node | None]:
-        """Placeholders of the site's weights for queries and keys; None where the map has none."""
+    def nodes(self, key: str) -> list[fx.Node | None]:
+        """Placeholders of the site's weights for queries, for keys, and of the balance; None where there is none."""
         if not MAPS[self.options.feature].learned:
-            return None, None
-        query = self.stage.add(key, "query_map", lambda: self._made(key, "query"))
-        return query, self.stage.add(key, "key_map", lambda: self._made(key, "key"))
+            return [None, None, None]
+        names = {"query_map": "query", "key_map": "key", "balance": "balance"}
+        if self.options.window is None:
+            del names["balance"]
+        return [self.stage.add(key, name, partial(self._made, key, part)) for name, part in names.items()]
 
     def _made(self, key: str, which: str) -> nn.Parameter:
         if not self.found:
             one = self.options
-            recipe = Recipe(MAPS[one.feature], one.features, one.steps, one.seed, one.progress)
+            recipe = Recipe(MAPS[one.feature], one.features, one.steps, one.seed, one.progress, one.window)
             self.found = fit_all(collect(self.stage, self.keys), recipe)
-        like = value(getattr(self.stage.regions[key], which).node)
+        region = self.stage.regions[key]
+        like = value((region.key if which == "key" else region.query).node)
         return nn.Parameter(getattr(self.found[key], which).to(device=like.device, dtype=like.dtype))
 
 

@@ -19,7 +19,7 @@ from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.cpp_plans import Sizes, choose, listed
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
-from attnopt.runtime import linear, lists, triton_launch
+from attnopt.runtime import linear, lists, mixed, triton_launch
 from attnopt.runtime.build import build
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
@@ -144,7 +144,9 @@ class Dispatcher:
         self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Any, tuple[Tensor, None] | None]:
         """The linear form and its result, where the spec has one that pays and that is as right as eager PyTorch."""
-        backend = linear.chosen(site.spec, q, k) if self.options.kernel == "auto" else None
+        backend: Any = linear.chosen(site.spec, q, k) if self.options.kernel == "auto" else None
+        if self.options.kernel != "reference":
+            backend = backend or mixed.chosen(site.spec, self.run)
         if backend is None or self.options.disable:
             return None, None
         result = backend(q, k, v, captures, scalars)

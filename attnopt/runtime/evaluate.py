@@ -77,6 +77,7 @@ class Scope:
         captures: captured tensors by name.
         s: raw scores, `[B, H, Q, K]`, where the expression has any.
         dtype: floating dtype of constants and of integers that meet floats.
+        far: products of features, `[B, H, Q, K]`, where the normaliser is mixed.
         totals: sums of a row's weights and of their absolute values, `[B, H, Q, 1]`, where they are known.
     """
 
@@ -86,6 +87,7 @@ class Scope:
     s: torch.Tensor | None
     dtype: torch.dtype
     memo: dict[tuple[sp.Basic, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    far: torch.Tensor | None = None
     totals: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:

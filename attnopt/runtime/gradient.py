@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from attnopt.analysis.mixed_form import mixed_form
 from attnopt.errors import AttnoptError
-from attnopt.runtime import linear
+from attnopt.runtime import linear, mixed
 from attnopt.runtime.reference import Sample, reference
 from attnopt.runtime.sdpa import Sdpa, sdpa_scale
 from attnopt.spec import AttentionSpec
@@ -97,14 +98,15 @@ def _accumulate(
     q, k, v, *captures = leaves
     with recording(q.device.type):
         sample = Sample(batch=batch, whole_batch=tensors[0].shape[0])
-        cheap = linear.chosen(spec, q, k)
-        if cheap is None:
-            results = reference(spec, q, k, v, captures, scalars, sample=sample)
+        # Where a row is divided by its sum, the gradients of the two cancel: digits that fp32 does not have.
+        wide = torch.float64 if q.device.type == "cpu" else None
+        cheap, parts = linear.chosen(spec, q, k), mixed_form(spec)
+        if cheap is not None:
+            results = linear.linear(spec, cheap.form, q, k, v, captures, scalars, sample, wide), q.new_empty(0)
+        elif parts is not None and k.shape[2]:
+            results = mixed.chunked(spec, parts, q, k, v, captures, scalars, sample, wide), q.new_empty(0)
         else:
-            # Where a row is divided by its sum, the gradients of the two cancel: digits that fp32 does not have.
-            wide = torch.float64 if q.device.type == "cpu" else None
-            found = linear.linear(spec, cheap.form, q, k, v, captures, scalars, sample, wide)
-            results = found, q.new_empty(0)
+            results = reference(spec, q, k, v, captures, scalars, sample=sample)
     pairs = [
         (result, given.narrow(0, first, count).to(result.dtype))
         for result, given in zip(results, (grad_out, grad_lse), strict=True)

@@ -56,20 +56,8 @@ def linear(
     """
     work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
     scope = _without_scores(_scope(spec, q, k, captures, scalars, sample or Sample(), work))
-    heads = scope.axes[ex.h]
-    queries = _times(q.to(work), form.query, scope)
-    keys = _times(_heads(k, spec.heads.k_map, heads, True).to(work), form.key, scope, over_keys=True)
-    values = _heads(v, spec.heads.v_map, heads, True).to(work)
     divide = spec.normalizer.divide  # type: ignore[union-attr]
-    if divide.has(ex.t):
-        # A value of one makes the sum of the weights.
-        values = torch.cat([values, values.new_ones(*values.shape[:3], 1)], -1)
-    if form.offset is None:
-        found = queries @ _state(keys, values)
-    else:
-        wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
-        rate = _grid(form.rate, wide, torch.float64)
-        found = _causal(queries, keys, values, rate, int(evaluate(form.offset, scope)))
+    found = sums(spec, form, scope, (q, k, v), divide.has(ex.t))
     if divide != 1:
         total = found[..., -1:]
         scope.totals = (total, total)
@@ -77,6 +65,25 @@ def linear(
     if spec.gate != 1:
         found = found * evaluate(spec.gate, _without_scores(scope)).to(work)
     return found.to(q.dtype)
+
+
+def sums(
+    spec: AttentionSpec, form: LinearForm, scope: Scope, tensors: tuple[Tensor, Tensor, Tensor], total: bool
+) -> Tensor:
+    """`sum_k w(q,k) v[k]` in the dtype of the scope; with `total` the sum of the weights in one column more."""
+    q, k, v = (x.to(scope.dtype) for x in tensors)
+    heads = scope.axes[ex.h]
+    queries = _times(q, form.query, scope)
+    keys = _times(_heads(k, spec.heads.k_map, heads, True), form.key, scope, over_keys=True)
+    values = _heads(v, spec.heads.v_map, heads, True)
+    if total:
+        # A value of one makes the sum of the weights.
+        values = torch.cat([values, values.new_ones(*values.shape[:3], 1)], -1)
+    if form.offset is None:
+        return queries @ _state(keys, values)
+    wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
+    rate = _grid(form.rate, wide, torch.float64)
+    return _causal(queries, keys, values, rate, int(evaluate(form.offset, scope)))
 
 
 def _times(x: Tensor, factor: sp.Expr, scope: Scope, over_keys: bool = False) -> Tensor:

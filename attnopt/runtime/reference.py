@@ -10,7 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.runtime.evaluate import Scope, evaluate
-from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
+from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def reference(
     if k.shape[2] == 0:
         return _no_keys(spec, scope, q_rows, v_heads, q.dtype)
     normalise = _NORMALISE[type(spec.normalizer)]
-    made, lse, empty = normalise(spec, scope, q_rows @ k_heads.transpose(-1, -2), shape)
+    made, lse, empty = normalise(spec, scope, _products(spec, scope, q_rows, k_heads), shape)
     out = _apply(spec, scope, made, empty, v_heads, scalars)
     return out.to(q.dtype), lse.squeeze(-1)
 
@@ -86,10 +86,20 @@ def weights(
     scope = _scope(spec, q, k, captures, scalars, sample, work)
     heads = scope.axes[ex.h]
     rows = _take(_take(q, 1, sample.heads), 2, sample.rows).to(work)
-    products = rows @ _heads(k, spec.heads.k_map, heads, sample.heads is None).to(work).transpose(-1, -2)
+    k_heads = _heads(k, spec.heads.k_map, heads, sample.heads is None).to(work)
+    products = _products(spec, scope, rows, k_heads)
     found, _, _ = _NORMALISE[type(spec.normalizer)](spec, scope, products, tuple(products.shape))
     kept = evaluate(spec.keep, _without_scores(scope)).expand(products.shape)
     return found, kept, products
+
+
+def _products(spec: AttentionSpec, scope: Scope, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """`s [B, H, Q, K]`; the products of features of a mixed normaliser go into the scope."""
+    if isinstance(spec.normalizer, Mixed):
+        first = spec.heads.d_qk - spec.normalizer.features
+        scope.far = q[..., first:] @ k[..., first:].transpose(-1, -2)
+        q, k = q[..., :first], k[..., :first]
+    return q @ k.transpose(-1, -2)
 
 
 def _apply(
@@ -154,7 +164,30 @@ def _pointwise(
     return (weights / divide).to(s.dtype), divide.abs().log(), none
 
 
-_NORMALISE = {Softmax: _softmax, Pointwise: _pointwise}
+def _mixed(
+    spec: AttentionSpec, scope: Scope, s: torch.Tensor, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of which the near ones are exponentials and the others products of features; as `_softmax`."""
+    assert isinstance(spec.normalizer, Mixed)
+    assert scope.far is not None
+    accumulate = torch.float64 if s.dtype == torch.float64 else torch.float32
+    scope.s = s
+    conditions = _without_scores(scope)
+    keep, near = (evaluate(e, conditions).expand(shape) for e in (spec.keep, spec.normalizer.near))
+    logits = evaluate(spec.score, scope).to(s.dtype).to(accumulate).expand(shape)
+    logits = logits.masked_fill(~(keep & near), -torch.inf)
+    far = scope.far.to(accumulate).masked_fill(~(keep & ~near), 0.0)
+    beyond = far.sum(-1, keepdim=True)
+    shift = torch.maximum(logits.detach().amax(-1, keepdim=True), beyond.detach().log())
+    empty = shift == -torch.inf
+    shift = shift.masked_fill(empty, 0.0)
+    made = torch.exp(logits - shift) + far * torch.exp(-shift)
+    total = made.sum(-1, keepdim=True).masked_fill(empty, 1.0)
+    lse = (total.log() + shift).masked_fill(empty, -torch.inf)
+    return (made / total).to(s.dtype), lse, empty
+
+
+_NORMALISE = {Softmax: _softmax, Pointwise: _pointwise, Mixed: _mixed}
 
 
 def _fill_weights(policy: EmptyRow, weights: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
