@@ -13,6 +13,8 @@ from attnopt import expr as ex
 from attnopt.errors import AttnoptError
 from attnopt.runtime import dispatch, triton_gradient
 from attnopt.runtime.gradient import gradients
+from attnopt.runtime.inputs import check_inputs
+from attnopt.runtime.reference import reference
 from attnopt.runtime.seed import seeded
 from attnopt.runtime.shortcut import register_shortcut
 from attnopt.spec import AttentionSpec
@@ -165,7 +167,22 @@ torch.library.register_autograd(
 )
 
 
-register_shortcut(_LIBRARY, _FORWARD, _forward, _backward)
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
+) -> tuple[Tensor, Tensor]:
+    """The operator in operators of PyTorch, for derivatives that kernels do not have."""
+    known = _parsed(spec)
+    captures, scalars = seeded(captures, scalars, lambda: known)
+    check_inputs(known, q, k, v, captures, scalars)
+    dispatch.current().warn(
+        "forward-mode derivatives and torch.func transforms of attention are computed by the reference, which makes "
+        "every score; torch.autograd takes the kernels."
+    )
+    out, lse = reference(known, q, k, v, captures, scalars)
+    return out, lse.to(torch.float32) if "lse" in known.returns else lse.new_empty(0, dtype=torch.float32)
+
+
+register_shortcut(_LIBRARY, _FORWARD, _forward, _backward, _plain)
 
 
 # --- vmap ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 from attnopt import expr as ex
 from attnopt.runtime.evaluate import Scope, evaluate
+from attnopt.runtime.shortcut import transformed
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
 
 
@@ -196,7 +197,7 @@ def _fill_weights(policy: EmptyRow, weights: torch.Tensor, empty: torch.Tensor) 
 
 
 def _fill_empty(policy: EmptyRow, out: torch.Tensor, empty: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    if policy is EmptyRow.ZERO or not bool(empty.any()):
+    if policy is EmptyRow.ZERO or not (transformed() or bool(empty.any())):
         return out
     filler = torch.full_like(out, torch.nan) if policy is EmptyRow.NAN else v.mean(-2, keepdim=True)
     return torch.where(empty, filler, out)

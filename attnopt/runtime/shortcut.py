@@ -1,6 +1,8 @@
 """The operator's entry for plain tensors on the CPU: a call that records nothing skips the layers that would.
 
 `torch.library.register_autograd` costs every call some 20 microseconds, which is more than a small attention itself.
+It knows neither forward-mode derivatives nor the transforms of `torch.func`: under those the operator is what it means,
+in operators that have rules for both.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _PYTHON = torch._C.DispatchKey.Python
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Any, ...]]
 
 
-def register_shortcut(library: torch.library.Library, forward: Any, kernel: Kernel, backward: Backward) -> None:
+def register_shortcut(
+    library: torch.library.Library, forward: Any, kernel: Kernel, backward: Backward, plain: Kernel
+) -> None:
     """Make it what runs for the key `AutogradCPU`.
 
     Args:
@@ -25,12 +30,15 @@ def register_shortcut(library: torch.library.Library, forward: Any, kernel: Kern
         kernel: what it runs on the CPU.
         backward: `backward(ctx, grad_out, grad_lse)` gives the gradients of q, k, v, of the list of captures, and of
             scalars and spec.
+        plain: the same in operators of PyTorch.
     """
     recorded = _recorded(forward, backward)
 
     def attention(
         keys: Any, q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
     ) -> tuple[Tensor, Tensor]:
+        if transformed():
+            return plain(q, k, v, captures, scalars, spec)
         needed = torch.is_grad_enabled() and (
             q.requires_grad or k.requires_grad or v.requires_grad or any(t.requires_grad for t in captures)
         )
@@ -43,6 +51,11 @@ def register_shortcut(library: torch.library.Library, forward: Any, kernel: Kern
         return kernel(q, k, v, captures, scalars, spec)
 
     library.impl("attention", attention, "AutogradCPU", with_keyset=True)
+
+
+def transformed() -> bool:
+    """Whether derivatives are taken forward, or by a transform of `torch.func`."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _recorded(forward: Any, backward: Backward) -> Any:

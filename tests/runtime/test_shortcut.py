@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
+import sympy as sp
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
+from attnopt import expr as ex
 from attnopt.errors import AttnoptError
+from attnopt.options import Options
+from attnopt.runtime import dispatch
 from attnopt.runtime.op import attention
 from attnopt.runtime.reference import reference
+from attnopt.spec import AttentionSpec, EmptyRow
 from tests.runtime.cases import BIASED, PLAIN, inputs
 
+UNIFORM = replace(PLAIN, keep=sp.Lt(ex.q, ex.k), empty_row=EmptyRow.UNIFORM)
 BIAS = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(3))
 
 
@@ -56,3 +66,36 @@ def test_a_second_derivative_is_refused() -> None:
     (first,) = torch.autograd.grad(attention(PLAIN, q, k, v)[0].sum(), q, create_graph=True)
     with pytest.raises(AttnoptError, match="second derivative"):
         first.sum().backward()
+
+
+def _dual(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(run(forward_ad.make_dual(x, tangent))).tangent
+
+
+@pytest.mark.filterwarnings("ignore:forward-mode derivatives")
+@pytest.mark.parametrize("spec", [PLAIN, BIASED, UNIFORM], ids=["plain", "biased", "uniform"])
+@pytest.mark.parametrize(
+    "derive",
+    [
+        _dual,
+        lambda run, x, t: torch.func.jvp(run, (x,), (t,))[1],
+        lambda run, x, t: torch.func.vjp(run, x)[1](run(x))[0],
+        lambda run, x, t: torch.func.vmap(torch.func.grad(lambda y: run(y).square().sum()))(x[None]),
+        lambda run, x, t: torch.func.jvp(torch.func.grad(lambda y: run(y).square().sum()), (x,), (t,))[1],
+    ],
+    ids=["dual", "jvp", "vjp", "vmap of grad", "forward over reverse"],
+)
+def test_derivatives_that_kernels_do_not_have(derive: Callable[..., torch.Tensor], spec: AttentionSpec) -> None:
+    q, k, v = inputs(spec)
+    captures = [BIAS] if spec.captures else []
+    want = derive(lambda x: reference(spec, x, k, v, captures)[0], q, q.sin())
+    got = derive(lambda x: attention(spec, x, k, v, captures)[0], q, q.sin())
+    assert want.abs().max() > 0
+    assert_close(got, want)
+
+
+def test_that_the_reference_takes_derivatives_is_said() -> None:
+    q, k, v = inputs(PLAIN)
+    with dispatch.use(Options.make({"fuel": 91})), pytest.warns(dispatch.AttnoptWarning, match=r"torch\.func"):
+        torch.func.jvp(lambda x: attention(PLAIN, x, k, v)[0], (q,), (q,))
