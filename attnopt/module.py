@@ -71,7 +71,8 @@ def _tied(slots: list[Slot]) -> list[tuple[Slot, Slot]]:
     """Each further name of a state beside its first."""
     first: dict[int, Slot] = {}
     pairs = ((first.setdefault(id(held[name]), (held, name)), (held, name)) for held, name in slots)
-    return [(one, other) for one, other in pairs if one is not other and one != other]
+    # The states' mappings are told apart by identity: to compare them would compare tensors.
+    return [(one, other) for one, other in pairs if one[0] is not other[0] or one[1] != other[1]]
 
 
 def _autocast() -> tuple[Any, ...]:

@@ -7,11 +7,12 @@ from typing import Any
 from attnopt.factor.rewrite import FactorBias
 from attnopt.linearize.rewrite import Linearize
 from attnopt.passes.prune_heads import PruneHeads
+from attnopt.passes.share_kv import ShareKV
 from attnopt.passes.tolerance import Tolerance
 
-__all__ = ["FactorBias", "Linearize", "PruneHeads", "Tolerance"]
+__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Tolerance"]
 
-_LATER = ("ShareKV", "MixHeads", "Sparsify", "Auto")
+_LATER = ("MixHeads", "Sparsify", "Auto")
 
 
 def __getattr__(name: str) -> Any:

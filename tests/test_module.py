@@ -112,3 +112,13 @@ def test_a_graph_made_under_autocast_is_not_used_without_it(model: SelfAttention
     with torch.autocast("cpu", torch.bfloat16):
         fast = attnopt.optimize(model, (X,), validate=False)
     assert fast(X).dtype == model(X).dtype == torch.float32
+
+
+def test_parameters_of_two_parts_may_be_one() -> None:
+    """Their names are the same; it is the parts that differ."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    x = torch.randn(2, 8)
+    fast = attnopt.optimize(model, (x,))
+    torch.testing.assert_close(fast(x), model(x))

@@ -31,7 +31,9 @@ class Decision:
         declines: site to the reason why it was left alone.
         cuts: parameters that became smaller: name, dimension, what stays of it, and the full shape.
         refused: what was measured, if the tolerance was exceeded; then nothing was changed.
-        figures: measured before and after.
+        figures: what the rewrite says of itself, and what was measured before and after.
+        remarks: site to what is worth knowing of it.
+        working: what `decide` worked out for the first `apply`; not kept.
     """
 
     rewrite: str
@@ -40,11 +42,14 @@ class Decision:
     cuts: tuple[tuple[str, int, tuple[int, ...], tuple[int, ...]], ...] = ()
     refused: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[tuple[str, str], ...] = ()
+    working: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def notes(self) -> tuple[str, ...]:
         """Sentences for the report."""
         lines = [f"{self.rewrite}: refused, because {self.refused}; the model is exact."] if self.refused else []
-        return (*lines, *(f"{self.rewrite}: {site} was left as it is, because {why}." for site, why in self.declines))
+        lines += [f"{self.rewrite}: {site} was left as it is, because {why}." for site, why in self.declines]
+        return (*lines, *(f"{self.rewrite}: {site}: {remark}." for site, remark in self.remarks))
 
 
 class GraphRewrite(Protocol):
@@ -88,7 +93,7 @@ def rewrite(
         dump.graph(one.name, stage.gm, {"_decision.txt": f"{decision}"})
         decision = replace(
             decision, sites=tuple(s for s in decision.sites if s[0] not in left),
-            declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts),
+            declines=(*decision.declines, *left.items()), cuts=tuple(stage.cuts), working={},
         )  # fmt: skip
         baseline = replace(calibration, loss_of=one.loss).baseline(original, first)
         change = stage.calibration.change(baseline, stage.gm, stage.tensors)
@@ -96,7 +101,8 @@ def rewrite(
         figures = _figures(first, stage.tensors, change, decision)
         if refused:
             declines = tuple((site, refused) for site, _ in decision.sites)
-            decision = replace(decision, sites=(), cuts=(), declines=(*decision.declines, *declines), refused=refused)
+            declines = (*decision.declines, *declines)
+            decision = replace(decision, sites=(), cuts=(), declines=declines, refused=refused, remarks=())
         else:
             gm, tensors, measure = stage.gm, stage.tensors, stage.calibration
         decisions.append(replace(decision, figures=figures))
@@ -127,10 +133,9 @@ def _figures(before: Mapping[str, Any], after: Mapping[str, Any], change: Change
         distinct = {id(t): t for t in tensors.values() if isinstance(t, torch.nn.Parameter)}
         return sum(math.prod(t.shape) for t in distinct.values())
 
-    removed = {"heads removed": sum(len(heads) for _, heads in decision.sites)}
     return {
         "sites": len(decision.sites),
-        **(removed if decision.rewrite == "prune_heads" else {}),
+        **decision.figures,
         "parameters before": count(before),
         "parameters after": count(after),
         "output change": change.output,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from attnopt.errors import Decline, OptionError
-from attnopt.passes.approximate import Decision, Stage
+from attnopt.passes.approximate import Decision
 from attnopt.passes.base import APPROX, Approx
 from attnopt.passes.importance import SCORES
 from attnopt.passes.shrink import remove
+from attnopt.passes.stage import Sites, Stage
 from attnopt.passes.tolerance import Loss
 from attnopt.patterns import projections
 from attnopt.region import Region
@@ -27,7 +28,8 @@ class PruneHeads:
         heads: exactly which: module path, or number of the site in the report, to query head numbers.
         fraction: remove this part of all heads, the least important over all sites, never all of one site.
         score: what importance is: `gradient`, `ablation` (both measured on the calibration inputs) or `magnitude`.
-        sites: module paths or numbers of the sites to consider with `fraction`; None means all.
+        sites: which sites to consider with `fraction`: module paths, patterns of them such as `layers.*.attn`,
+            numbers in the report, or a function of module path and spec; None means all.
         loss: scalar loss of the model's output; None means its `.loss`, else the mean square of its first
             floating tensor.
 
@@ -38,7 +40,7 @@ class PruneHeads:
     heads: Mapping[str | int, Sequence[int]] | None = None
     fraction: float | None = None
     score: str = "gradient"
-    sites: Sequence[str | int] | None = None
+    sites: Sites = None
     loss: Loss | None = None
     name: str = field(default="prune_heads", init=False)
     contract: Approx = field(default=APPROX, init=False)
@@ -64,7 +66,7 @@ class PruneHeads:
         """Which heads of which sites go. Measures importance if asked to; changes nothing."""
         if self.heads is not None:
             return self._named(stage, self.heads)
-        allowed = set(stage.paths if self.sites is None else (stage.key(s, self.name) for s in self.sites))
+        allowed = set(stage.choose(self.sites, self.name))
         candidates, declines = [], []
         for key, region in stage.regions.items():
             if key not in allowed:
@@ -76,7 +78,7 @@ class PruneHeads:
                 candidates.append((key, (region, found)))
         scores = SCORES[self.score](stage.gm, stage.tensors, [c for _, c in candidates], stage.calibration)
         removed = _least(dict(zip((key for key, _ in candidates), scores, strict=True)), self.fraction or 0.0)
-        return Decision(self.name, tuple(removed.items()), declines=tuple(declines))
+        return _decision(self.name, removed.items(), declines)
 
     def apply(self, stage: Stage, decision: Decision) -> dict[str, str]:
         """Remove the decided heads from the stage's graph and tensors. Returns why sites were left, by site."""
@@ -110,7 +112,13 @@ class PruneHeads:
             heads = _checked(given, numbers, region)
             if heads:
                 sites.append((key, heads))
-        return Decision(self.name, tuple(sites), declines=tuple(declines))
+        return _decision(self.name, sites, declines)
+
+
+def _decision(name: str, sites: Iterable[tuple[str, tuple[int, ...]]], declines: Iterable[tuple[str, str]]) -> Decision:
+    sites = tuple(sites)
+    figures = {"heads removed": sum(len(heads) for _, heads in sites)}
+    return Decision(name, sites, declines=tuple(declines), figures=figures)
 
 
 def _checked(site: object, numbers: Any, region: Region) -> tuple[int, ...]:

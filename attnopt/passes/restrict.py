@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from attnopt.graph import aten, op_name, value
-from attnopt.passes.regroup import Keep
+from attnopt.passes.regroup import Keep, copied
 from attnopt.passes.selection import RULES
 from attnopt.patterns.dependence import pointwise
 from attnopt.patterns.views import CASTS, pieces
@@ -29,14 +29,16 @@ class Restrictor:
 
     Attributes:
         linears: linear maps whose rows may be removed; `wanted[node]` lists the selections made of each.
+        through: nodes that are rebuilt even where all of them is wanted, since the linear map under them shrinks.
         created: every node made, in order of creation.
         copies: for an original node, the node that computes part of it.
     """
 
-    def __init__(self, gm: fx.GraphModule, linears: Sequence[fx.Node]) -> None:
+    def __init__(self, gm: fx.GraphModule, linears: Sequence[fx.Node], through: Collection[fx.Node] = ()) -> None:
         self.gm = gm
         self.graph = gm.graph
         self.linears = set(linears)
+        self.through = set(through)
         self.wanted: dict[fx.Node, list[tuple[Keep, fx.Node]]] = {n: [] for n in linears}
         self.created: list[fx.Node] = []
         self.copies: dict[fx.Node, fx.Node] = {}
@@ -47,7 +49,7 @@ class Restrictor:
         """The node `index_select(node, dim, keep)`."""
         dim %= value(node).dim()
         extent = value(node).shape[dim]
-        if isinstance(extent, int) and keep == tuple(range(extent)):
+        if isinstance(extent, int) and keep == tuple(range(extent)) and node not in self.through:
             return node
         key = (node, dim, keep)
         if key not in self._known:
@@ -68,7 +70,11 @@ class Restrictor:
         """The selection made right here: a narrow where it is one, else an `index_select`."""
         if keep == tuple(range(keep[0], keep[0] + len(keep))):
             return self.emit(node, aten.narrow.default, node, dim, keep[0], len(keep))
-        return self.emit(node, aten.index_select.default, node, dim, self.constant(node, keep))
+        outer, self._before = self._before, self._before or _after(node)
+        try:
+            return self.emit(node, aten.index_select.default, node, dim, self.constant(node, keep))
+        finally:
+            self._before = outer
 
     def constant(self, like: fx.Node, table: Keep) -> fx.Node:
         """A tensor of head numbers on the device of `like`; its values stand in `meta`."""
@@ -81,6 +87,14 @@ class Restrictor:
         new.meta["attnopt_table"] = table
         self.created.append(new)
         return new
+
+    def spread(self, node: fx.Node, dim: int, table: Keep, count: int) -> fx.Node:
+        """The `count` heads of a node, head `table[i]` at place i."""
+        outer, self._before = self._before, _after(node)
+        try:
+            return copied(self, node, node, dim, table, count)
+        finally:
+            self._before = outer
 
     def undo(self) -> None:
         """Remove every node that was made."""

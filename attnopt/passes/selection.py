@@ -102,6 +102,11 @@ def _joined(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
     return r.again(node, {p: r.part(p, dim, keep) for p in parts})
 
 
+def _stacked(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
+    parts, at = list(arguments(node)["tensors"]), arguments(node).get("dim", 0) % value(node).dim()
+    return None if dim == at else r.again(node, {p: r.part(p, dim - (dim > at), keep) for p in parts})
+
+
 def _matmul(r: Maker, node: fx.Node, dim: int, keep: Keep) -> fx.Node | None:
     args = list(node.args)
     *_, left, right = args
@@ -194,6 +199,7 @@ RULES: dict[str, Rule] = {
     **_table(_expanded, "expand"),
     **_table(interleaved, "repeat_interleave"),
     **_table(_joined, "cat"),
+    **_table(_stacked, "stack"),
     **_table(_matmul, "matmul", "bmm", "baddbmm"),
     **_table(_einsum, "einsum"),
     **_table(_linear, "linear"),

@@ -36,23 +36,23 @@ def remove(
     """
     heads = region.spec.heads
     kept = [h for h in range(heads.q) if h not in removed]
-    rows = _rows(projections, kept, {heads.k_map[h] for h in kept}, {heads.v_map[h] for h in kept})
-    shrinking = {p.node: p for p in (projections.q, projections.k, projections.v) if len(rows[p.node]) < _width(p)}
+    rows = rows_of(projections, kept, {heads.k_map[h] for h in kept}, {heads.v_map[h] for h in kept})
+    shrinking = {p.node: p for p in (projections.q, projections.k, projections.v) if len(rows[p.node]) < width(p)}
     restrictor = Restrictor(gm, list(shrinking))
     old, dim = projections.o.input, value(projections.o.input).dim() - 1
     columns = tuple(sorted(c for h in kept for c in projections.o.rows[h]))
     new = restrictor.take(old, dim, columns)
-    dead = _dead(old, projections.o.node)
-    cuts = _leftovers(restrictor, shrinking, rows, dead)
+    dead = only_for([old], projections.o.node)
+    cuts = leftovers(restrictor, shrinking, rows, dead)
     if isinstance(cuts, Decline):
         restrictor.undo()
         return cuts
     done = [Cut(projections.o.weight, 0 if projections.o.transposed else 1, columns)]
     projections.o.node.replace_input_with(old, new)
     for node, projection in shrinking.items():
-        done += _shrink(restrictor, projection, rows[node], cuts[node])
-    _shrink_placeholder(done[0])
-    _clean(gm.graph, dead | {n for nodes in cuts.values() for n in nodes} | set(shrinking))
+        done += shrink(restrictor, projection, rows[node], cuts[node])
+    shrink_placeholder(done[0])
+    clean(gm.graph, dead | {n for nodes in cuts.values() for n in nodes} | set(shrinking))
     anchor = restrictor.copies.get(region.anchor)
     if anchor is not None and anchor is not region.anchor:
         # The name identifies the site in reports; the old node, which had it, is gone.
@@ -61,7 +61,9 @@ def remove(
     return done
 
 
-def _rows(projections: Projections, q: Collection[int], k: Collection[int], v: Collection[int]) -> dict[fx.Node, Keep]:
+def rows_of(
+    projections: Projections, q: Collection[int], k: Collection[int], v: Collection[int]
+) -> dict[fx.Node, Keep]:
     """The rows that stay of each linear map, ascending."""
     rows: dict[fx.Node, set[int]] = {}
     for projection, heads in ((projections.q, q), (projections.k, k), (projections.v, v)):
@@ -69,14 +71,15 @@ def _rows(projections: Projections, q: Collection[int], k: Collection[int], v: C
     return {node: tuple(sorted(found)) for node, found in rows.items()}
 
 
-def _width(projection: Projection) -> int:
+def width(projection: Projection) -> int:
+    """How many output features a linear map has."""
     return int(value(projection.node).shape[-1])
 
 
-def _dead(old: fx.Node, consumer: fx.Node) -> set[fx.Node]:
-    """Every node that only `consumer` uses, through its input `old`."""
+def only_for(olds: Iterable[fx.Node], consumer: fx.Node | None = None) -> set[fx.Node]:
+    """Every node that only `consumer` uses, through its inputs `olds`; without one, that nothing else uses."""
     dead: set[fx.Node] = set()
-    queue = [old]
+    queue = list(olds)
     while queue:
         node = queue.pop()
         if node in dead or node.op == "placeholder" or any(u is not consumer and u not in dead for u in node.users):
@@ -86,14 +89,17 @@ def _dead(old: fx.Node, consumer: fx.Node) -> set[fx.Node]:
     return dead
 
 
-def _leftovers(
-    r: Restrictor, shrinking: Iterable[fx.Node], rows: dict[fx.Node, Keep], dead: set[fx.Node]
+def leftovers(
+    r: Restrictor, shrinking: Iterable[fx.Node], rows: dict[fx.Node, Keep], dead: set[fx.Node], filled: bool = False
 ) -> dict[fx.Node, list[fx.Node]] | Decline:
-    """What still reads each old linear map: cuts of its features that stay whole. Declines for anything else."""
+    """What still reads each old linear map: cuts of its features that stay whole. Declines for anything else.
+
+    With `filled`, selections may name rows that go: what is computed from them is known not to depend on those.
+    """
     cuts: dict[fx.Node, list[fx.Node]] = {}
     for node in shrinking:
         ours = {n for _, n in r.wanted[node]}
-        if any(set(keep) - set(rows[node]) for keep, _ in r.wanted[node]):
+        if not filled and any(set(keep) - set(rows[node]) for keep, _ in r.wanted[node]):
             return Decline("a head's rows are used for another head too", node)
         cuts[node] = []
         for user in node.users:
@@ -132,18 +138,18 @@ def _covered(node: fx.Node, linear: fx.Node) -> Keep | None:
     return tuple(range(int(found[2]), int(found[2]) + value(node).shape[last]))
 
 
-def _shrink(r: Restrictor, projection: Projection, rows: Keep, leftovers: list[fx.Node]) -> list[Cut]:
+def shrink(r: Restrictor, projection: Projection, rows: Keep, leftovers: list[fx.Node]) -> list[Cut]:
     """Put the smaller linear map in the place of the old one."""
     node, dim = projection.node, value(projection.node).dim() - 1
     done = [Cut(projection.weight, 1 if projection.transposed else 0, rows)]
     if projection.bias is not None:
         done.append(Cut(projection.bias, 0, rows))
     for cut in done:
-        _shrink_placeholder(cut)
+        shrink_placeholder(cut)
     small = r.again(node, {})
     place = {row: i for i, row in enumerate(rows)}
     for keep, selection in r.wanted[node]:
-        _replace(selection, _at(r, small, dim, tuple(place[row] for row in keep)))
+        _replace(selection, _at(r, small, dim, tuple(place.get(row, 0) for row in keep)))
     for piece in leftovers:
         if is_call(piece, aten.sym_size.int):
             piece.replace_input_with(node, small)
@@ -166,14 +172,15 @@ def _at(r: Restrictor, small: fx.Node, dim: int, places: Keep) -> fx.Node:
     return small if places == tuple(range(value(small).shape[dim])) else r.select(small, dim, places)
 
 
-def _shrink_placeholder(cut: Cut) -> None:
+def shrink_placeholder(cut: Cut) -> None:
+    """The placeholder takes the smaller tensor from now on."""
     seen = value(cut.placeholder)
     shape = list(seen.shape)
     shape[cut.dim] = len(cut.keep)
     cut.placeholder.meta["val"] = seen.new_empty(shape)
 
 
-def _clean(graph: fx.Graph, gone: set[fx.Node]) -> None:
+def clean(graph: fx.Graph, gone: set[fx.Node]) -> None:
     """Erase what is not used any more; a size that stays in use was moved to the smaller map."""
     waiting = {n for n in gone if not is_call(n, aten.sym_size.int)}
     for node in reversed(list(graph.nodes)):

@@ -6,6 +6,7 @@ and it gives a site another spec (`put`). What results is found, lowered and val
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ from attnopt.region import Region
 from attnopt.spec import AttentionSpec
 
 Tensors = Mapping[str, torch.Tensor]
+# Which sites a rewrite is for: module paths or patterns of them, numbers in the report, or a function of path and spec.
+Sites = Sequence[str | int] | Callable[[str, AttentionSpec], bool] | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,24 @@ class Stage:
             return str(given)
         known = ", ".join(self.paths[:12]) + (", ..." if len(self.paths) > 12 else "")
         raise OptionError(f"{rewrite}: there is no attention site {given!r}; the {len(self.paths)} sites are {known}.")
+
+    def choose(self, sites: Sites, rewrite: str) -> list[str]:
+        """The keys of the sites that the user means, in graph order; None means all.
+
+        Raises:
+            OptionError: for a name, pattern or number that no site has.
+        """
+        if sites is None:
+            return list(self.paths)
+        if callable(sites):
+            return [key for key, region in self.regions.items() if sites(key, region.spec)]
+        if isinstance(sites, (str, int)):
+            raise OptionError(f"{rewrite}: sites must be a sequence or a function, not {sites!r}: write [{sites!r}].")
+        chosen: set[str] = set()
+        for given in sites:
+            matches = fnmatch.filter(self.paths, given) if isinstance(given, str) and given not in self.paths else []
+            chosen.update(matches or [self.key(given, rewrite)])
+        return [key for key in self.paths if key in chosen]
 
     # --- parameters ------------------------------------------------------------------------------
 

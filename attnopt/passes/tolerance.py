@@ -97,19 +97,21 @@ class Calibration:
         batches: flattened inputs, one list a batch.
         out_spec: how a flattened output becomes what the model returns.
         loss_of: the user's loss, a function of the model's output; None for the default.
+        given: whether the user gave the inputs, rather than the example being taken for want of any.
     """
 
     states: tuple[str, ...]
     batches: tuple[tuple[Any, ...], ...]
     out_spec: Any
     loss_of: Loss | None = None
+    given: bool = False
 
     @staticmethod
     def make(captured: Any, inputs: Any, example: tuple[Any, Any], loss_of: Loss | None = None) -> Calibration:
         """From the `calibration` argument of `optimize`; without one, from the example inputs."""
         pairs = [example] if inputs is None else [_pair(x) for x in _sequence(inputs)]
         batches = tuple(tuple(captured.flatten(args, kwargs)) for args, kwargs in pairs)
-        return Calibration(captured.states, batches, captured.out_spec, loss_of)
+        return Calibration(captured.states, batches, captured.out_spec, loss_of, inputs is not None)
 
     def run(
         self,

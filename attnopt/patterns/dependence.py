@@ -75,6 +75,8 @@ class Walk:
             yield node.args[0], index, ()  # type: ignore[misc]
         elif name == "aten::cat":
             yield from self._parts(node, index)
+        elif name == "aten::stack":
+            yield from self._stacked(node, index)
         elif name in NORMS:
             count = len(node.args[1])  # type: ignore[arg-type]
             yield node.args[0], self._all(node.args[0], index, range(len(index) - count, len(index))), ()  # type: ignore[misc]
@@ -95,6 +97,12 @@ class Walk:
             moved = (*index[:dim], index[dim] - start, *index[dim + 1 :])
             yield part, moved, ((index[dim] - start, 0, int(extent)),)  # type: ignore[misc]
             start += int(extent)
+
+    def _stacked(self, node: fx.Node, index: Index) -> Iterator[tuple[fx.Node, Index, tuple[Any, ...]]]:
+        dim = arguments(node).get("dim", 0) % len(index)
+        inner = (*index[:dim], *index[dim + 1 :])
+        for place, part in enumerate(node.args[0]):  # type: ignore[arg-type]
+            yield part, inner, ((index[dim] - place, 0, 1),)  # type: ignore[misc]
 
     def _reduced(self, node: fx.Node, index: Index) -> Iterator[tuple[fx.Node, Index, tuple[Any, ...]]]:
         source = node.args[0]

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import sympy as sp
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 
 import attnopt
 from attnopt import expr as ex
+from attnopt.errors import OptionError
 from attnopt.passes.approximate import Decision
 from attnopt.passes.base import APPROX
 from attnopt.passes.stage import Seen, Stage
@@ -133,3 +135,16 @@ def test_what_a_site_is_given() -> None:
     out, _ = reference(given.spec, given.q, given.k, given.v, given.captures, given.scalars)
     assert_close(module.first.o(out.transpose(1, 2).flatten(2)), module.first(x), atol=1e-12, rtol=0)
     assert all("attnopt" not in str(n.target) for n in at.gm.graph.nodes), "looking changes nothing"
+
+
+def test_sites_are_chosen_by_name_pattern_number_and_function() -> None:
+    module, x = model("separate")
+    at = stage(nn.Sequential(module, module.__class__("separate").double().eval()), x)
+    assert at.paths == ["0", "1"]
+    assert at.choose(None, "r") == at.choose(["*"], "r") == at.choose([1, "0"], "r") == ["0", "1"]
+    assert at.choose(["1"], "r") == at.choose([1], "r") == at.choose(["[1-9]"], "r") == ["1"]
+    assert at.choose(lambda path, spec: path == "1" and spec.heads.q == HEADS, "r") == ["1"]
+    with pytest.raises(OptionError, match="r: there is no attention site 'x\\*'; the 2 sites are 0, 1"):
+        at.choose(["x*"], "r")
+    with pytest.raises(OptionError, match="write \\[1\\]"):
+        at.choose(1, "r")
