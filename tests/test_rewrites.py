@@ -65,6 +65,6 @@ def test_an_approximate_rewrite_needs_a_tolerance_and_an_instance() -> None:
 
 def test_rewrites_of_later_versions_say_so() -> None:
     with pytest.raises(AttributeError, match="not available in this version"):
-        _ = attnopt.rewrites.ShareKV
+        _ = attnopt.rewrites.Auto
     with pytest.raises(AttributeError, match="no attribute 'Prune'"):
         _ = attnopt.rewrites.Prune

@@ -164,10 +164,9 @@ def _swap(region: Region, swaps: list[tuple[fx.Node, fx.Node]]) -> list[Swap]:
 
 def _inside(region: Region, node: fx.Node) -> bool:
     """Whether a node is part of the attention, or a view that only the attention uses."""
-    if node is region.output or node in region.inner:
-        return True
-    viewed = op_name(node) in VIEWS or op_name(node) in CASTS
-    return viewed and bool(node.users) and all(_inside(region, user) for user in node.users)
+    if node is not region.output and (op_name(node) in VIEWS or op_name(node) in CASTS):
+        return bool(node.users) and all(_inside(region, user) for user in node.users)
+    return node is region.output or node in region.inner
 
 
 def _resize(r: Restrictor, nodes: list[fx.Node]) -> list[Swap]:

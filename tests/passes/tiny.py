@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import attnopt.runtime.op  # noqa: F401 -- registers the operator that a stage emits
 from attnopt.capture import Captured, capture, share
 from attnopt.passes.approximate import Stage
 from attnopt.passes.tolerance import Calibration
