@@ -1,7 +1,7 @@
 """A mixed normaliser taken apart: a softmax of the near keys and a linear attention of all before. Free of torch.
 
-Both are attentions of their own. With the log-sum-exp of the first and the plain sums of the second they meet in one
-normaliser: `out = (exp(lse) near + sum_k f v[k]) / (exp(lse) + sum_k f)`.
+Both are attentions of their own. With the log-sum-exp of the first and the sum of weights `t` of the second they meet
+in one normaliser: `out = (exp(lse) near + t far) / (exp(lse) + t)`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import sympy as sp
 from attnopt import expr as ex
 from attnopt.analysis.linear_form import LinearForm, linear_form
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
+
+# Sums of linear weights below this are none.
+LEAST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ def mixed_form(spec: AttentionSpec) -> MixedForm | None:
         returns=("lse",),
     ).canonical()  # fmt: skip
     far = replace(
-        plain, heads=replace(spec.heads, d_qk=normalizer.features), normalizer=Pointwise(), score=ex.s,
-        keep=sp.And(spec.keep, sp.Not(normalizer.near)),
+        plain, heads=replace(spec.heads, d_qk=normalizer.features), score=ex.s,
+        normalizer=Pointwise(ex.Maximum(ex.t, sp.Rational(1, 10**30))), keep=sp.And(spec.keep, sp.Not(normalizer.near)),
     ).canonical()  # fmt: skip
     whole, linear = linear_form(replace(far, keep=ex.canon(spec.keep))), linear_form(far)
     if whole is None or linear is None or whole.offset is None or linear.offset is None or whole.key != linear.key:

@@ -47,7 +47,7 @@ _FORMS = {
     "tile": COMMON + TILE_BLOCKS + PACKING + ENDS + TILE + DRIVER,
     "stream": COMMON + ENDS + STREAM_BLOCKS + STREAM + STREAM_DRIVER,
 }
-_ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
+ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
 _WORDS = """
 q k v out lse list n_b n_q n_k alignas alignof asm auto break case catch char class concept const constexpr continue
@@ -69,8 +69,8 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
         return "the C++ kernel has no uniform empty rows whose weights are multiplied"
     if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None and spec.normalizer.sink.has(ex.q):
         return "the C++ kernel has one sink a head, none a query"
-    if layout.dtype not in _ELEMENTS:
-        return f"the C++ kernel has no {layout.dtype}; it has {', '.join(_ELEMENTS)}"
+    if layout.dtype not in ELEMENTS:
+        return f"the C++ kernel has no {layout.dtype}; it has {', '.join(ELEMENTS)}"
     if len(layout.captures) != len(spec.captures):
         return f"the layout describes {len(layout.captures)} captures; the spec has {len(spec.captures)}"
     for capture, about in zip(spec.captures, layout.captures, strict=True):
@@ -112,7 +112,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: Plan | None = None, source_n
             _entry(spec, layout, plan),
         ]
     )
-    return Kernel("cpp", _tidy(body), spec.key, layout, plan)
+    return Kernel("cpp", tidy(body), spec.key, layout, plan)
 
 
 def _fill(text: str, holes: dict[str, str]) -> str:
@@ -121,7 +121,7 @@ def _fill(text: str, holes: dict[str, str]) -> str:
     return text
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """No empty holes, no double blank lines."""
     lines: list[str] = []
     for line in text.split("\n"):
@@ -162,7 +162,7 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
     shared = "true" if heads.k == heads.v and heads.k_map == heads.v_map else "false"
     return f"""\
 // ---- this attention -------------------------------------------------------------------------------
-typedef {_ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
+typedef {ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
 constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
 constexpr int kTileQ = {tile};{note}{listed}
@@ -175,11 +175,11 @@ constexpr bool kChanges = {holes["CHANGES"]};  // logits differ from scaled scor
 constexpr bool kSharedHeads = {shared};  // keys and values have one head map
 struct Whole {{ static constexpr bool value = false; }};
 struct Ragged {{ static constexpr bool value = true; }};
-{_head_map("key_head", heads.k_map, heads.q, heads.k)}
-{_head_map("value_head", heads.v_map, heads.q, heads.v)}"""
+{head_map("key_head", heads.k_map, heads.q, heads.k)}
+{head_map("value_head", heads.v_map, heads.q, heads.v)}"""
 
 
-def _head_map(name: str, table: tuple[int, ...], heads: int, count: int) -> str:
+def head_map(name: str, table: tuple[int, ...], heads: int, count: int) -> str:
     group = heads // count
     if table == tuple(range(heads)):
         return f"INLINE int64_t {name}(int64_t h) {{ return h; }}"

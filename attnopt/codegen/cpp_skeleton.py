@@ -61,7 +61,7 @@ typedef void (*ValueBlock)(const float*, const float*, int, const float*, float*
 @TILE_DISPATCH@
 """
 
-COMMON = r"""
+ROW_IO = r"""
 // A row of elements as floats times a factor, and back.
 INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
   int d = 0;
@@ -73,7 +73,11 @@ INLINE void write_row(const float* from, int count, float factor, Element* p, in
   for (; stride == 1 && d + kLanes <= count; d += kLanes) write(p + d, load(from + d) * factor);
   for (; d < count; ++d) write(p + d * stride, from[d] * factor);
 }
+"""
 
+COMMON = (
+    ROW_IO
+    + r"""
 @KEY_LIST@
 struct KeyRange { int64_t lo, hi, full_lo, full_hi; };
 
@@ -93,6 +97,7 @@ struct Scratch {
 
 @ROWS@
 """
+)
 
 TILE = r"""
 const float kOnes[kRows] = {@ONES@};

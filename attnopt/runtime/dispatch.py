@@ -19,10 +19,11 @@ from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.cpp_plans import Sizes, choose, listed
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
-from attnopt.runtime import linear, lists, mixed, triton_launch
+from attnopt.runtime import lists, triton_launch
 from attnopt.runtime.build import build
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
+from attnopt.runtime.linear_native import candidates
 from attnopt.runtime.native import Native, check_rows, layout_of
 from attnopt.runtime.reference import reference
 from attnopt.runtime.sdpa import Sdpa, sdpa_scale
@@ -144,15 +145,11 @@ class Dispatcher:
         self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Any, tuple[Tensor, None] | None]:
         """The linear form and its result, where the spec has one that pays and that is as right as eager PyTorch."""
-        backend: Any = linear.chosen(site.spec, q, k) if self.options.kernel == "auto" else None
-        if self.options.kernel != "reference":
-            backend = backend or mixed.chosen(site.spec, self.run)
-        if backend is None or self.options.disable:
-            return None, None
-        result = backend(q, k, v, captures, scalars)
-        if self.options.first_use_check and not check_rows(site.spec, (q, k, v), captures, scalars, *result).ok:
-            return None, None
-        return backend, result
+        for backend in candidates(site.spec, q, k, self.options, self.warn, self.run, site.backends):
+            result = backend(q, k, v, captures, scalars)
+            if not self.options.first_use_check or check_rows(site.spec, (q, k, v), captures, scalars, *result).ok:
+                return backend, result
+        return None, None
 
     def _tried(
         self,

@@ -54,8 +54,8 @@ def linear(
     Differentiable. `sample` may name the batch entries that q, k and v hold (`batch` with `whole_batch`), no more.
     `compute` is the dtype to compute in; by default fp32, fp64 for fp64.
     """
-    work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
-    scope = _without_scores(_scope(spec, q, k, captures, scalars, sample or Sample(), work))
+    scope = scope_of(spec, q, k, captures, scalars, sample, compute)
+    work = scope.dtype
     divide = spec.normalizer.divide  # type: ignore[union-attr]
     found = sums(spec, form, scope, (q, k, v), divide.has(ex.t))
     if divide != 1:
@@ -65,6 +65,15 @@ def linear(
     if spec.gate != 1:
         found = found * evaluate(spec.gate, _without_scores(scope)).to(work)
     return found.to(q.dtype)
+
+
+def scope_of(
+    spec: AttentionSpec, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int],
+    sample: Sample | None = None, compute: torch.dtype | None = None,
+) -> Scope:  # fmt: skip
+    """What the symbols of a spec stand for, without scores; in fp32, or fp64 for fp64, unless `compute` says else."""
+    work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return _without_scores(_scope(spec, q, k, captures, scalars, sample or Sample(), work))
 
 
 def sums(

@@ -8,12 +8,13 @@ the gradient goes through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnopt import expr as ex
-from attnopt.analysis.mixed_form import MixedForm, mixed_form
+from attnopt.analysis.mixed_form import LEAST, MixedForm
 from attnopt.runtime import linear
 from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.reference import Sample, _heads, _scope, _without_scores
@@ -24,12 +25,12 @@ _LEAST_CHUNK = 64
 
 
 class Parts:
-    """Runs a spec that has a mixed form; `run` is the operator's own kernel."""
+    """Runs a spec that has a mixed form; `run` is the operator's own kernel, `native` one for the linear part."""
 
     name = "mixed"
 
-    def __init__(self, spec: AttentionSpec, form: MixedForm, run: Run) -> None:
-        self.spec, self.form, self.run = spec, form, run
+    def __init__(self, spec: AttentionSpec, form: MixedForm, run: Run, native: Any = None) -> None:
+        self.spec, self.form, self.run, self.native = spec, form, run, native
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
@@ -38,15 +39,15 @@ class Parts:
         near, lse = self.run(q[..., :width], k[..., :width], v, list(captures), list(scalars), form.near.text)
         scope = _plain(self.spec, q, k, captures, scalars)
         inputs = (q[..., width:], k[..., width:], v)
-        far = linear.sums(form.far, form.linear, scope, inputs, total=True)
-        out = _joined(near.to(far.dtype), lse.to(far.dtype).unsqueeze(-1), far)
+        if self.native is not None:
+            mean, total = self.native(*inputs, captures, scalars, total=True)
+            mean, total = mean.to(scope.dtype), total.to(scope.dtype).unsqueeze(-1)
+        else:
+            far = linear.sums(form.far, form.linear, scope, inputs, total=True)
+            total = far[..., -1:]
+            mean = far[..., :-1] / total.clamp_min(LEAST)
+        out = _joined(near.to(scope.dtype), lse.to(scope.dtype).unsqueeze(-1), mean, total)
         return _gated(self.spec, scope, out).to(q.dtype), None
-
-
-def chosen(spec: AttentionSpec, run: Run) -> Parts | None:
-    """The backend, if the spec has a mixed form."""
-    form = mixed_form(spec)
-    return None if form is None else Parts(spec, form, run)
 
 
 def _plain(
@@ -61,15 +62,13 @@ def _gated(spec: AttentionSpec, scope: Scope, out: Tensor) -> Tensor:
     return out if spec.gate == 1 else out * evaluate(spec.gate, _without_scores(scope)).to(out.dtype)
 
 
-def _joined(near: Tensor, lse: Tensor, far: Tensor) -> Tensor:
-    """Both parts over their common sum; `far` holds the sums of values and, last, of weights. Without keys, zeros."""
-    made, total = far[..., :-1], far[..., -1:]
+def _joined(near: Tensor, lse: Tensor, mean: Tensor, total: Tensor) -> Tensor:
+    """Both parts over their common sum: the far one by its mean and its sum of weights. Without keys, zeros."""
     top = torch.maximum(lse, total.log())
     top = top.masked_fill(top == -torch.inf, 0.0)
-    share, rest = torch.exp(lse - top), torch.exp(-top)
-    whole = share + rest * total
-    out = (near.masked_fill(share == 0, 0.0) * share + made * rest) / whole.masked_fill(whole == 0, 1.0)
-    return out
+    share, rest = torch.exp(lse - top), torch.exp(-top) * total
+    whole = (share + rest).masked_fill(lse.isneginf() & (total == 0), 1.0)
+    return (near.masked_fill(share == 0, 0.0) * share + mean * rest) / whole
 
 
 def chunked(

@@ -29,7 +29,7 @@ def test_the_parts() -> None:
         SPEC, heads=Heads(4, 2, 2, 8, 8), normalizer=Softmax(), keep=ex.canon(sp.And(GAP >= 0, GAP < 16, KEPT)),
         returns=("lse",), gate=sp.S.One,
     ).canonical()  # fmt: skip
-    assert form.far.normalizer == Pointwise()
+    assert form.far.normalizer == Pointwise(ex.Maximum(ex.t, sp.Rational(1, 10**30)))
     assert form.far.heads.d_qk == 12
     assert form.linear.offset == -16
     AttentionSpec.parse(form.near.text)

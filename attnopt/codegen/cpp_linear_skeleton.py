@@ -1,0 +1,241 @@
+"""The chunked linear attention in C++, with holes written `@NAME@`: see `cpp_linear`."""
+
+from __future__ import annotations
+
+LINEAR = r"""
+struct Args {
+  int64_t n_b, n_q, n_k, offset;
+  const Element *q, *k, *v;
+  Element* out;
+  const float *by_key, *by_query, *gate;
+  const double* rate;
+  float* total;
+  int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];
+  int64_t by_key_stride[3], by_query_stride[3], gate_stride[3], rate_stride[2];
+};
+
+// out[r][..] (+)= sum over depth of a[r][i] * b[i][0 .. NV * kLanes).
+template <int R, int NV, bool kAdd>
+INLINE void block(const float* a, int lda, const float* b, int ldb, int depth, float* out, int ldo) {
+  VF sum[R][NV] = {};
+#pragma GCC unroll 2
+  for (int i = 0; i < depth; ++i) {
+    VF x[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) x[v] = load(b + i * ldb + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) sum[r][v] += a[r * lda + i] * x[v];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      float* p = out + r * ldo + v * kLanes;
+      store(p, kAdd ? load(p) + sum[r][v] : sum[r][v]);
+    }
+}
+// One block of kRows rows over all columns.
+template <bool kAdd>
+void product(const float* a, int lda, const float* b, int ldb, int depth, float* out, int ldo, int width) {
+  int column = 0;
+  for (; column + 2 * kLanes <= width; column += 2 * kLanes)
+    block<kRows, 2, kAdd>(a, lda, b + column, ldb, depth, out + column, ldo);
+  for (; column < width; column += kLanes) block<kRows, 1, kAdd>(a, lda, b + column, ldb, depth, out + column, ldo);
+}
+
+// One thread's memory: a chunk of queries, keys (transposed) and values, and what earlier keys left.
+struct Scratch {
+  float q[kPadded * kDepth], k[kStateRows * kChunk], v[kChunk * kWidth], s[kPadded * kChunk], out[kPadded * kWidth];
+  float state[kStateRows * kWidth], made[kStateRows * kWidth], keys[kStateRows];
+  float total[kPadded], power[3 * kChunk];
+  double exact[kStateRows * kWidth], key_sum[kStateRows];
+};
+
+// Keys [k0, k0 + count) and their values; zeros beyond.
+void read_keys(const Args& a, int64_t b, int64_t h, int64_t k0, int count, Scratch& t) {
+  const Element* keys = a.k + b * a.k_stride[0] + key_head(h) * a.k_stride[1];
+  const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
+  const float* factor = a.by_key ? a.by_key + b * a.by_key_stride[0] + h * a.by_key_stride[1] : nullptr;
+  alignas(64) float rows[kLanes * kDepth] = {};
+  for (int j = 0; j < kChunk; j += kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (j + i >= count) {
+        memset(rows + i * kDepth, 0, sizeof(float) * kDepth);
+        continue;
+      }
+      const int64_t k = k0 + j + i;
+      const float by_key = factor ? factor[k * a.by_key_stride[2]] : 1.0f;
+      read_row(keys + k * a.k_stride[2], a.k_stride[3], kD, by_key, rows + i * kDepth);
+    }
+    for (int d = 0; d < kDepth; d += kLanes) {
+      VF x[kLanes];
+      for (int i = 0; i < kLanes; ++i) x[i] = load(rows + i * kDepth + d);
+      transpose(x);
+      for (int i = 0; i < kLanes; ++i) store(t.k + (d + i) * kChunk + j, x[i]);
+    }
+  }
+  for (int j = 0; j < kChunk; ++j) {
+    if (j < count) read_row(values + (k0 + j) * a.v_stride[2], a.v_stride[3], kDv, 1.0f, t.v + j * kWidth);
+    else memset(t.v + j * kWidth, 0, sizeof(float) * kWidth);
+  }
+}
+
+// The state takes in the chunk that was read. What it held fades, and so do the keys of the chunk.
+void take_in(double rate, int count, Scratch& t) {
+  if (kDecay) {
+    alignas(64) float fade[kChunk];
+    for (int j = 0; j < kChunk; ++j) fade[j] = j < count ? float(exp(rate * (count - 1 - j))) : 0.0f;
+    for (int d = 0; d < kDepth; ++d)
+      for (int j = 0; j < kChunk; j += kLanes) store(t.k + d * kChunk + j, load(t.k + d * kChunk + j) * load(fade + j));
+  }
+  const double old = kDecay ? exp(rate * count) : 1.0;
+  for (int d = 0; d < kDepth; d += kRows)
+    product<false>(t.k + d * kChunk, kChunk, t.v, kWidth, count, t.made + d * kWidth, kWidth, kWidth);
+  for (int i = 0; i < kDepth * kWidth; ++i) {
+    t.exact[i] = t.exact[i] * old + t.made[i];
+    t.state[i] = float(t.exact[i]);
+  }
+  for (int d = 0; d < kDepth; ++d) {
+    VF sum{};
+    for (int j = 0; j < kChunk; j += kLanes) sum += load(t.k + d * kChunk + j);
+    t.key_sum[d] = t.key_sum[d] * old + sum_lanes(sum);
+    t.keys[d] = float(t.key_sum[d]);
+  }
+}
+
+// The queries of a chunk as fp32 rows.
+void read_queries(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int padded, Scratch& t) {
+  const Element* queries = a.q + b * a.q_stride[0] + h * a.q_stride[1] + q0 * a.q_stride[2];
+  const float* f = a.by_query ? a.by_query + b * a.by_query_stride[0] + h * a.by_query_stride[1] : nullptr;
+  for (int r = 0; r < rows; ++r) {
+    const float factor = f ? f[(q0 + r) * a.by_query_stride[2]] : 1.0f;
+    read_row(queries + r * a.q_stride[2], a.q_stride[3], kD, factor, t.q + r * kDepth);
+  }
+  memset(t.q + rows * kDepth, 0, sizeof(float) * (padded - rows) * kDepth);
+}
+
+// The products of row r with the keys before place r + shift of the chunk, in place; returns their sum.
+INLINE float own_keys(int r, int shift, int columns, Scratch& t) {
+  VF sum{};
+  for (int j = 0; j < columns; j += kLanes) {
+    VF x = select(kIota + j < splat_i(r + shift), load(t.s + r * kChunk + j), VF{});
+    if (kDecay) x *= load(t.power + kChunk - r - shift + j);
+    store(t.s + r * kChunk + j, x);
+    sum += x;
+  }
+  return sum_lanes(sum);
+}
+
+// Queries [q0, q0 + rows): the state's part, and that of `count` keys from `base` on that were read.
+void answer(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t base, int count, double rate,
+            Scratch& t) {
+  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+  const int shift = int(maximum(q0 + a.offset + 1 - base, -int64_t(kChunk)));
+  const int padded = (rows + kRows - 1) / kRows * kRows;
+  read_queries(a, b, h, q0, rows, padded, t);
+  for (int r0 = 0; r0 < padded; r0 += kRows) {
+    float *q = t.q + r0 * kDepth, *s = t.s + r0 * kChunk, *out = t.out + r0 * kWidth;
+    product<false>(q, kDepth, t.state, kWidth, kDepth, out, kWidth, kWidth);
+    // Of the chunk's keys the last row of this block sees this many.
+    const int reached = r0 + kRows - 1 + shift, seen = count < reached ? count : reached;
+    const int columns = seen > 0 ? (seen + kLanes - 1) / kLanes * kLanes : 0;
+    if (seen > 0) product<false>(q, kDepth, t.k, kChunk, kDepth, s, kChunk, columns);
+    for (int r = r0; r < r0 + kRows; ++r) {
+      VF sum{};
+      for (int d = 0; d < kDepth; d += kLanes) sum += load(t.q + r * kDepth + d) * load(t.keys + d);
+      t.total[r] = sum_lanes(sum);
+      if (kDecay) {
+        const float grow = base > 0 ? float(exp(rate * double(q0 + r - (base - 1)))) : 0.0f;
+        t.total[r] *= grow;
+        for (int d = 0; d < kWidth; d += kLanes) store(t.out + r * kWidth + d, load(t.out + r * kWidth + d) * grow);
+      }
+      t.total[r] += own_keys(r, shift, columns, t);
+    }
+    if (seen > 0) product<true>(s, kChunk, t.v, kWidth, seen, out, kWidth, kWidth);
+  }
+  for (int r = 0; r < rows; ++r) {
+    const int64_t q = q0 + r;
+    const float total = t.total[r];
+@DIVIDE@
+    float factor = 1.0f / divisor;
+    if (a.gate) factor *= a.gate[b * a.gate_stride[0] + h * a.gate_stride[1] + q * a.gate_stride[2]];
+    if (a.total) a.total[(b * kHeads + h) * n_q + q] = total;
+    Element* out = a.out + b * a.out_stride[0] + h * a.out_stride[1] + q * a.out_stride[2];
+    write_row(t.out + r * kWidth, kDv, factor, out, a.out_stride[3]);
+  }
+}
+
+// The state takes in the keys before place `end`.
+int64_t reach(const Args& a, int64_t b, int64_t h, int64_t base, int64_t end, double rate, Scratch& t) {
+  while (base < end) {
+    const int count = int(minimum(end - base, int64_t(kChunk)));
+    read_keys(a, b, h, base, count, t);
+    take_in(rate, count, t);
+    base += count;
+  }
+  return base;
+}
+
+INLINE int64_t within(int64_t place, int64_t end) { return maximum(minimum(place, end), int64_t(0)); }
+
+void head(const Args& a, int64_t b, int64_t h, Scratch& t) {
+  memset(&t, 0, sizeof t);
+  const double rate = a.rate ? a.rate[b * a.rate_stride[0] + h * a.rate_stride[1]] : 0.0;
+  for (int i = 0; kDecay && i < kChunk; ++i) t.power[kChunk - 1 - i] = float(exp(rate * double(i - a.offset)));
+  int64_t base = reach(a, b, h, 0, kCausal ? within(a.offset + 1, a.n_k) : a.n_k, rate, t);
+  for (int64_t q0 = 0; q0 < a.n_q; q0 += kChunk) {
+    const int rows = int(minimum(a.n_q - q0, int64_t(kChunk)));
+    // Every query of the chunk sees what is in the state; of the keys that follow each sees one more than the last.
+    const int whole = kCausal ? int(within(a.n_k - base, kChunk)) : 0;
+    if (whole > 0) read_keys(a, b, h, base, whole, t);
+    answer(a, b, h, q0, rows, base, whole, rate, t);
+    if (!kCausal) continue;
+    const int64_t next = within(q0 + kChunk + a.offset + 1, a.n_k);
+    if (next == base + whole && whole > 0) take_in(rate, whole, t), base = next;
+    base = reach(a, b, h, base, next, rate, t);
+  }
+}
+
+int32_t run(const Args& a, int threads) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, sizeof(Scratch) * threads)) return 1;
+  Scratch* const scratch = static_cast<Scratch*>(memory);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t item = 0; item < a.n_b * kHeads; ++item)
+    head(a, item / kHeads, item % kHeads, scratch[omp_get_thread_num()]);
+  free(memory);
+  return 0;
+}
+}  // namespace
+
+extern "C" int32_t attnopt_abi() { return @ABI@; }
+
+extern "C" const char* attnopt_key() { return "@KEY@"; }
+
+extern "C" int32_t attnopt_forward(const void* const* tensors, void* out, float* total, const int64_t* meta,
+                                   int32_t threads) {
+  if (!tensors || !meta || threads < 1) return 2;
+  Args a{};
+  a.n_b = *meta++, a.n_q = *meta++, a.n_k = *meta++, a.offset = *meta++;
+  if (a.n_b < 0 || a.n_q < 0 || a.n_k < 0) return 2;
+  int64_t* const strides[4] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
+  for (int i = 0; i < 16; ++i) strides[i / 4][i % 4] = *meta++;
+  int64_t* const factors[3] = {a.by_key_stride, a.by_query_stride, a.gate_stride};
+  for (int i = 0; i < 9; ++i) factors[i / 3][i % 3] = *meta++;
+  for (int i = 0; i < 2; ++i) a.rate_stride[i] = *meta++;
+  a.q = static_cast<const Element*>(tensors[0]);
+  a.k = static_cast<const Element*>(tensors[1]);
+  a.v = static_cast<const Element*>(tensors[2]);
+  a.by_key = static_cast<const float*>(tensors[3]);
+  a.by_query = static_cast<const float*>(tensors[4]);
+  a.gate = static_cast<const float*>(tensors[5]);
+  a.rate = static_cast<const double*>(tensors[6]);
+  a.out = static_cast<Element*>(out);
+  a.total = total;
+  if (a.n_b == 0 || a.n_q == 0) return 0;
+  if (!a.out || !a.q || (a.n_k > 0 && (!a.k || !a.v))) return 2;
+  return run(a, threads);
+}
+"""

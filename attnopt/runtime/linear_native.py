@@ -1,0 +1,129 @@
+"""The generated C++ kernel of a linear attention as a backend: what varies by key, query or head goes in as tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from attnopt import expr as ex
+from attnopt.analysis.linear_form import LinearForm, linear_form
+from attnopt.analysis.mixed_form import mixed_form
+from attnopt.codegen.base import Layout
+from attnopt.codegen.cpp_linear import emit_linear, supported_linear
+from attnopt.errors import AttnoptError, CompileError
+from attnopt.options import Options
+from attnopt.runtime import linear
+from attnopt.runtime.build import Warn, build_kernel
+from attnopt.runtime.compile import Library, vector_lanes
+from attnopt.runtime.evaluate import Scope, evaluate
+from attnopt.runtime.inputs import dtype_name
+from attnopt.runtime.linear import scope_of
+from attnopt.runtime.mixed import Parts, Run
+from attnopt.spec import AttentionSpec
+
+_POINTERS = ctypes.c_void_p * 7
+_NUMBERS = ctypes.c_int64 * 31
+
+
+class NativeLinear:
+    """Runs a loaded kernel; `name` is what the report calls it."""
+
+    name = "cpp linear"
+
+    def __init__(self, spec: AttentionSpec, form: LinearForm, library: Library) -> None:
+        self.spec, self.form, self.library = spec, form, library
+        self.bare = form.rate == 0 and form.key == form.query == spec.gate == 1
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], total: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention, and with `total` the sum of each row's weights `[B, H, n_q]` in fp32."""
+        by_key, by_query, gate, rate, offset = self._factors(q, k, captures, scalars)
+        batch, heads, rows, width = (*q.shape[:3], v.shape[3])
+        out = torch.empty_strided(
+            (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
+        )
+        sums = torch.empty((batch, heads, rows)) if total else None
+        strides = [s for t in (q, k, v, out) for s in t.stride()]
+        strides += [s for t in (by_key, by_query, gate) for s in _strides(t, 3)] + _strides(rate, 2)
+        given = (q, k, v, by_key, by_query, gate, rate)
+        status = self.library.run(
+            _POINTERS(*[None if t is None else t.data_ptr() for t in given]), out.data_ptr(),
+            None if sums is None else sums.data_ptr(), _NUMBERS(batch, rows, k.shape[2], offset, *strides),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if status:
+            raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
+        return out, sums
+
+    def _factors(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> tuple[Any, ...]:
+        """What the kernel takes beside q, k and v: factors by key, by query and of the result, rates, the offset."""
+        form, offset = self.form, self.form.offset or sp.S.Zero
+        if self.bare and offset.is_Integer:
+            return None, None, None, None, int(offset)
+        scope = scope_of(self.spec, q, k, captures, scalars)
+        wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
+        made = (_factor(e, scope, dim) for e, dim in ((form.key, 3), (form.query, 2), (self.spec.gate, 2)))
+        rate = None if form.rate == 0 else _grid(form.rate, wide)[:, :, 0, 0].double()
+        return (*made, rate, int(evaluate(offset, scope)))
+
+
+def candidates(
+    spec: AttentionSpec, q: Tensor, k: Tensor, options: Options, warn: Warn, run: Run, kept: dict[Any, Any]
+) -> Iterator[Any]:
+    """Backends of linear cost for these inputs, the best first. `kept` remembers kernels by dtype and device."""
+    form, parts = linear_form(spec), mixed_form(spec)
+    if options.disable or options.kernel == "reference":
+        return
+    far = spec if form is not None else parts.far if parts is not None else None
+    if far is None or (parts is None and (options.kernel != "auto" or linear.chosen(spec, q, k) is None)):
+        return
+    key = "linear", q.dtype, q.device.type
+    if key not in kept and options.kernel in ("auto", "cpp"):
+        kept[key] = build_linear(far, form or parts.linear, q, options, warn)  # type: ignore[union-attr]
+    native = kept.get(key)
+    if parts is not None:
+        yield from (Parts(spec, parts, run, one) for one in ((native, None) if native is not None else (None,)))
+        return
+    if native is not None:
+        yield native
+    yield linear.chosen(spec, q, k)
+
+
+def build_linear(spec: AttentionSpec, form: LinearForm, q: Tensor, options: Options, warn: Warn) -> NativeLinear | None:
+    """The kernel for these inputs; None where there is none, or none that can be compiled here."""
+    layout = Layout(dtype_name(q.dtype))
+    if q.device.type != "cpu" or supported_linear(spec, layout) is not None:
+        return None
+    try:
+        kernel = emit_linear(spec, form, layout, vector_lanes())
+        return NativeLinear(spec, form, build_kernel(kernel, options, warn, spec.text))
+    except AttnoptError as error:
+        warn(f"no compiled kernel of a linear attention: {str(error).rstrip('.')}. Torch's operators run instead.")
+        return None
+
+
+def _grid(expr: sp.Expr, scope: Scope) -> Tensor:
+    found = evaluate(expr, scope)
+    return found if found.dim() == 4 else found.expand(1, 1, 1, 1)
+
+
+def _factor(expr: sp.Expr, scope: Scope, dim: int) -> Tensor | None:
+    """An expression as fp32 `[B, H, n]`, expanded; None for one. `dim` is the axis of its positions."""
+    if expr == 1:
+        return None
+    made = _grid(expr, scope).to(torch.float32).select(5 - dim, 0)
+    sizes = [scope.axes[c].numel() for c in (ex.b, ex.h, ex.q if dim == 2 else ex.k)]
+    return made.expand(sizes)
+
+
+def _strides(tensor: Tensor | None, count: int) -> list[int]:
+    """Strides in elements, zero along what is broadcast."""
+    if tensor is None:
+        return [0] * count
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
