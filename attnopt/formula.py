@@ -23,7 +23,10 @@ def _term(spec: AttentionSpec) -> str:
     factors = [_weights(spec), f"V[b, {value}, k]"]
     factors[1:1] = [_factor(spec.weight)] if spec.weight != 1 else []
     total = f"sum of {' * '.join(factors)} over k"
-    total += "" if spec.keep == sp.true else f" where {show(spec.keep)}"
+    kept = [] if spec.keep == sp.true else [show(spec.keep)]
+    if spec.select is not None:
+        kept.append(f"block k//{spec.select.block} is chosen for tile q//{spec.select.tile}")
+    total += f" where {' and '.join(kept)}" if kept else ""
     normalizer = spec.normalizer
     if isinstance(normalizer, Pointwise) and normalizer.divide != 1:
         total = f"({total}) / {_factor(normalizer.divide)}"

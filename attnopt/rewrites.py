@@ -9,10 +9,11 @@ from attnopt.linearize.rewrite import Linearize
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.share_kv import ShareKV
 from attnopt.passes.tolerance import Tolerance
+from attnopt.sparsify.rewrite import Sparsify
 
-__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Tolerance"]
+__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Sparsify", "Tolerance"]
 
-_LATER = ("MixHeads", "Sparsify", "Auto")
+_LATER = ("MixHeads", "Auto")
 
 
 def __getattr__(name: str) -> Any:

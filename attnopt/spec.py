@@ -16,8 +16,11 @@ from attnopt import expr as ex
 from attnopt.errors import SpecError
 from attnopt.normalizer import Mixed, Normalizer, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
 from attnopt.readable import show
+from attnopt.select import Select, select_from_json, select_to_json
 
-__all__ = ["AttentionSpec", "Capture", "EmptyRow", "Heads", "Mixed", "Normalizer", "Pointwise", "Softmax"]
+__all__ = [
+    "AttentionSpec", "Capture", "EmptyRow", "Heads", "Mixed", "Normalizer", "Pointwise", "Select", "Softmax",
+]  # fmt: skip
 
 VERSION = 2
 # Text may ask for head tables; more heads than this are a mistake or an attack.
@@ -81,7 +84,7 @@ class AttentionSpec:
         weight: factor of each weight after the normaliser, an expression like `score`.
         empty_row: the result of a row without any kept key under a softmax.
         gate: weight of a head's output, an expression in `b, h, q` and loads.
-        select: which keys an approximate site visits; None means all that `keep` allows.
+        select: which blocks of keys an approximate site visits; None means all that `keep` allows.
         merge: further attentions whose results are added to this one's.
         dropout: probability of dropping a weight (training only).
         returns: side outputs, of `lse`.
@@ -96,7 +99,7 @@ class AttentionSpec:
     weight: sp.Expr = sp.S.One
     empty_row: EmptyRow = EmptyRow.NAN
     gate: sp.Expr = sp.S.One
-    select: None = None
+    select: Select | None = None
     merge: tuple[AttentionSpec, ...] = ()
     dropout: float = 0.0
     returns: tuple[str, ...] = ()
@@ -107,7 +110,8 @@ class AttentionSpec:
         """The same mathematics in canonical expressions."""
         return replace(
             self, score=ex.canon(self.score), keep=ex.canon(self.keep), gate=ex.canon(self.gate),
-            weight=ex.canon(self.weight), merge=tuple(m.canonical() for m in self.merge),
+            weight=ex.canon(self.weight), select=self.select and self.select.canonical(),
+            merge=tuple(m.canonical() for m in self.merge),
         )  # fmt: skip
 
     @property
@@ -119,6 +123,8 @@ class AttentionSpec:
     def expressions(self) -> dict[str, sp.Basic]:
         """Every expression by the name of its part; a normaliser's own among them."""
         own = {"score": self.score, "keep": self.keep, "gate": self.gate, "weight": self.weight}
+        if self.select is not None and self.select.own is not None:
+            own["own"] = self.select.own
         if isinstance(self.normalizer, Pointwise):
             return {**own, "divide": self.normalizer.divide}
         if isinstance(self.normalizer, Mixed):
@@ -167,6 +173,8 @@ class AttentionSpec:
             parts.append(str(self.normalizer))
         if self.weight != 1:
             parts.append(f"weight times {show(self.weight)}")
+        if self.select is not None:
+            parts.append(str(self.select))
         if self.gate != 1:
             parts.append(f"gate {show(self.gate)}")
         if self.dropout:
@@ -176,7 +184,9 @@ class AttentionSpec:
 
 def _to_json(spec: AttentionSpec) -> dict[str, Any]:
     heads = spec.heads
+    select = {} if spec.select is None else {"select": select_to_json(spec.select)}
     return {
+        **select,
         "version": VERSION,
         "heads": [heads.q, heads.k, heads.v, heads.d_qk, heads.d_v, list(heads.k_map), list(heads.v_map)],
         "score": ex.to_tree(spec.score),
@@ -207,6 +217,7 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
         weight=ex.from_tree(data["weight"]),
         empty_row=EmptyRow(data["empty_row"]),
         gate=ex.from_tree(data["gate"]),
+        select=select_from_json(data["select"]) if "select" in data else None,
         dropout=float(data["dropout"]),
         returns=tuple(map(str, data["returns"])),
         captures=tuple(
@@ -240,9 +251,16 @@ def _verify(spec: AttentionSpec) -> None:
     allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
     row = allowed - {ex.k}
     may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row,
-           "divide": row | {ex.t, ex.a}, "sink": row, "near": allowed}  # fmt: skip
+           "divide": row | {ex.t, ex.a}, "sink": row, "near": allowed, "own": row - {ex.h, ex.n_h}}  # fmt: skip
     for part, expr in spec.expressions.items():
         _check_expression(part, expr, may[part], spec)
+    _verify_parts(spec)
+
+
+def _verify_parts(spec: AttentionSpec) -> None:
+    heads = spec.heads
+    if spec.select is not None:
+        spec.select.verify(heads.k if spec.select.shared else heads.q)
     for term in spec.merge:
         if term.merge or term.heads.q != heads.q or term.heads.d_v != heads.d_v:
             raise SpecError("attentions that are added up must agree in query heads and value width.")

@@ -41,7 +41,14 @@ class LinearForm:
 def linear_form(spec: AttentionSpec) -> LinearForm | None:
     """The factors of a spec's weights; None where it is not proven to have such."""
     normalizer = spec.normalizer
-    if not isinstance(normalizer, Pointwise) or spec.weight != 1 or spec.dropout or spec.merge or spec.returns:
+    if (
+        not isinstance(normalizer, Pointwise)
+        or spec.weight != 1
+        or spec.dropout
+        or spec.merge
+        or spec.returns
+        or spec.select
+    ):
         return None
     if normalizer.divide.has(ex.a):
         return None

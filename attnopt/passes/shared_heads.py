@@ -11,6 +11,8 @@ from attnopt.region import Operand, Region
 
 def apply(region: Region) -> Region:
     """The region with the tables taken into its head maps; the same object if there are none."""
+    if region.spec.select is not None and region.spec.select.shared:
+        return region  # who shares a key head chooses together
     key, value, heads = region.key, region.value, region.spec.heads
     found = _table(key)
     if found is not None:

@@ -15,18 +15,20 @@ from torch import Tensor
 
 from attnopt.codegen import cpp
 from attnopt.codegen.base import Layout, Plan
-from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.cpp_plans import Sizes, choose, listed
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists, triton_launch
 from attnopt.runtime.build import build
+from attnopt.runtime.chosen import chosen
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.linear_native import candidates
 from attnopt.runtime.native import Native, check_rows, layout_of
 from attnopt.runtime.reference import reference
-from attnopt.runtime.sdpa import Sdpa, sdpa_scale
+from attnopt.runtime.sdpa import sdpa_scale
+from attnopt.runtime.site import Reference as _Reference
+from attnopt.runtime.site import Site as _Site
 from attnopt.spec import AttentionSpec
 
 _SHAPES_KEPT = 4096
@@ -36,35 +38,6 @@ _COMPILED = ("cpp", "triton")
 
 class AttnoptWarning(UserWarning):
     """Something works less well than it could, with what to do about it."""
-
-
-class _Reference:
-    name = "reference"
-
-    def __init__(self, spec: AttentionSpec) -> None:
-        self.spec = spec
-
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        return reference(self.spec, q, k, v, captures, scalars)
-
-
-class _Site:
-    """One spec: its backends by layout, and the shapes that have been checked."""
-
-    def __init__(self, text: str) -> None:
-        self.spec = AttentionSpec.parse(text)
-        self.wants_lse = "lse" in self.spec.returns
-        self.axes = k_axes(self.spec)
-        self.backends: dict[Any, Any] = {}
-        self.shapes: dict[Any, Any] = {}
-        self.classes: set[Any] = set()
-        self.used: str | None = None
-        self.reason = ""
-
-    def fallback(self) -> Sdpa | _Reference:
-        return _Reference(self.spec) if sdpa_scale(self.spec) is None else Sdpa(self.spec)
 
 
 class Dispatcher:
@@ -81,6 +54,8 @@ class Dispatcher:
     ) -> tuple[Tensor, Tensor]:
         """`(out, lse)` as the operator promises them."""
         site = self.sites.get(text) or self._site(text)
+        if site.lowered is not None:
+            return self._chosen(site, q, k, v, captures, scalars)
         shape = self._shape(site, q, k, v, captures, scalars)
         backend = site.shapes.get(shape)
         if backend is None:
@@ -107,6 +82,21 @@ class Dispatcher:
             for t, a in zip(captures, site.axes, strict=False)
         ]
         return (*shape, *about, *scalars[: len(site.spec.scalars)])  # without the seed of a dropout mask
+
+    def _chosen(
+        self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """A selection is made first; what runs is the attention under the mask that it is."""
+        assert site.lowered is not None
+        shape = self._shape(site, q, k, v, captures, scalars)
+        if shape not in site.shapes:
+            check_inputs(site.spec, q, k, v, captures, scalars)
+            site.shapes[shape] = None
+        made = chosen(site.spec, q, k, captures, scalars)
+        result = self.run(q, k, v, [*captures, made], scalars, site.lowered.text)
+        run = self.sites[site.lowered.text]
+        site.used, site.reason = run.used, run.reason
+        return result
 
     def _site(self, text: str) -> _Site:
         with self.lock:

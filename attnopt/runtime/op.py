@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from attnopt import expr as ex
+from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
 from attnopt.runtime import dispatch, triton_gradient
+from attnopt.runtime.chosen import chosen
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.reference import reference
@@ -101,14 +103,18 @@ def _run_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
+    site = _parsed(spec)
+    if site.select is not None:
+        captures = [*captures, chosen(site, q, k, captures, scalars)]
+        needs, site = [*needs[: 2 + len(captures)], False], lowered(site)
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
     if q.is_cuda:
-        given = (_parsed(spec), grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+        given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
         found = triton_gradient.gradients(*given, dispatch.current().warn)
         if found is not None:
             return found
-    return gradients(_parsed(spec), grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+    return gradients(site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
 
 
 _LIBRARY.impl("attention_backward", _run_backward, "CPU")

@@ -9,6 +9,9 @@ import sympy as sp
 import torch
 
 from attnopt import expr as ex
+from attnopt.analysis.chosen import lowered
+from attnopt.errors import SpecError
+from attnopt.runtime.chosen import chosen
 from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.shortcut import transformed
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
@@ -41,6 +44,7 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention that `spec` describes. Differentiable in q, k, v and floating-point captures.
 
+    With `select` it is dense attention under the mask that `runtime.chosen` makes; the choice has no gradient.
     A row is empty if it has no key whose logit is above -inf. It yields what `empty_row` says, unless a finite
     sink takes all of its weight: then zeros. Without any key at all every row yields zeros.
 
@@ -57,6 +61,10 @@ def reference(
         included, -inf for an empty row) in fp32, or fp64 when computed so.
     """
     sample = sample or Sample(rows=rows)
+    if spec.select is not None:
+        if sample.whole_batch is not None:
+            raise SpecError("a selection is made for whole inputs: use `analysis.chosen.lowered` for parts of a batch.")
+        spec, captures = lowered(spec), [*captures, chosen(spec, q, k, captures, scalars)]
     work = compute or (torch.float64 if q.dtype == torch.float64 else torch.float32)
     scope = _scope(spec, q, k, captures, scalars, sample, work)
     b_axis, h_axis, q_axis = (scope.axes[c] for c in (ex.b, ex.h, ex.q))
