@@ -14,6 +14,7 @@ from attnopt.analysis.positions import WHOLE, each_head, last_key, windowed
 from attnopt.errors import Decline, OptionError
 from attnopt.passes.approximate import Decision, Stage
 from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.stage import Sites
 from attnopt.passes.tolerance import Loss
 from attnopt.patterns import projections
 from attnopt.region import Region
@@ -44,7 +45,8 @@ class Sparsify:
         shared: the query heads of a key head choose together; then numbers a head are numbers a key head.
         length: decide for this number of tokens whether it pays; None means that of the example inputs.
         always: rewrite even where the estimate says that it does not pay.
-        sites: module paths or numbers of the sites; None means all.
+        sites: module paths, patterns of them such as `layers.*.attn`, numbers in the report, or a function of module
+            path and spec; None means all.
         loss: scalar loss of the model's output; None means its `.loss`, else the mean square of its first
             floating tensor.
 
@@ -62,7 +64,7 @@ class Sparsify:
     shared: bool | None = None
     length: int | None = None
     always: bool = False
-    sites: Sequence[str | int] | None = None
+    sites: Sites = None
     loss: Loss | None = None
     name: str = field(default="sparsify", init=False)
     contract: Approx = field(default=APPROX, init=False)
@@ -94,9 +96,8 @@ class Sparsify:
 
     def decide(self, stage: Stage) -> Decision:
         """Which sites become sparse. Changes nothing."""
-        keys = stage.paths if self.sites is None else [stage.key(s, self.name) for s in self.sites]
         sites, declines = [], []
-        for key in dict.fromkeys(keys):
+        for key in stage.choose(self.sites, self.name):
             region = stage.regions.get(key)
             spec = Decline(stage.declined[key]) if region is None else self.sparse(region)
             if isinstance(spec, Decline) or region is None:
