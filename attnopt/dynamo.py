@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnopt import dump, pipeline
+from attnopt import dump, pipeline, recompiles
 from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import WEIGHT, normalize
 from attnopt.nested import Replay, forget_default_recompute
@@ -46,6 +46,7 @@ def attnopt_backend(
     rest = given.pop("rest", "inductor")
     if rest not in RESTS:
         raise OptionError(f"rest={rest!r} is unknown; choose one of {', '.join(RESTS)}.")
+    recompiles.listen()
     compiled, report = compile_graph(gm, example_inputs, rest, Options.make(given))
     reports.append(report)
     del reports[:-_KEPT_REPORTS]
@@ -122,15 +123,22 @@ class _Collecting:
 
 
 class DynamoModule:
-    """What runs an `OptimizedModule` whose model cannot be exported: the model under `torch.compile`."""
+    """What runs an `OptimizedModule` whose model cannot be exported: the model under `torch.compile`.
 
-    def __init__(self, source: nn.Module, rest: str, options: Options, dynamic: bool | None) -> None:
+    `note` is called with what Dynamo has to say later, when it compiles no more.
+    """
+
+    def __init__(
+        self, source: nn.Module, rest: str, options: Options, dynamic: bool | None, note: Callable[[str], None]
+    ) -> None:
         self.stale = False  # Dynamo's guards see for themselves what changed
         self.backend = _Collecting(rest, options)
         self.function = torch.compile(source, backend=self.backend, dynamic=dynamic)
+        self.note = note
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.function(*args, **kwargs)
+        with recompiles.telling(self.note):
+            return self.function(*args, **kwargs)
 
     def loses_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Never: Dynamo keeps functions that have a gradient of their own."""
@@ -143,7 +151,13 @@ def compile_with_dynamo(
     """The other way: graphs as Dynamo breaks them, compiled while the model runs once on the inputs."""
     if any(getattr(r, "contract", None) is not None for r in settings.rewrites):
         raise CaptureError(f"approximate rewrites need a whole graph, and there is none. {why}")
-    compiled = DynamoModule(fast._source, settings.rest, settings.options, True if settings.dynamic_shapes else None)
+
+    def note(text: str) -> None:
+        if text not in fast.report.notes:
+            fast.report = replace(fast.report, notes=(*fast.report.notes, text))
+
+    dynamic = True if settings.dynamic_shapes else None
+    compiled = DynamoModule(fast._source, settings.rest, settings.options, dynamic, note)
     try:
         with torch.no_grad():
             compiled(args, kwargs)
