@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attnopt import rewrites
     from attnopt.api import explain, optimize
     from attnopt.errors import AttnoptError
+    from attnopt.healing import heal
     from attnopt.options import Options
     from attnopt.pattern import Pattern
     from attnopt.patterns import PATTERNS
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "__version__",
     "explain",
+    "heal",
     "optimize",
     "rewrites",
 ]
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     "optimize": "attnopt.api",
     "explain": "attnopt.api",
+    "heal": "attnopt.healing",
     "AttentionSpec": "attnopt.spec",
     "AttnoptError": "attnopt.errors",
     "Options": "attnopt.options",

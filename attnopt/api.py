@@ -49,6 +49,9 @@ class Settings:
         for rewrite in self.rewrites:
             if isinstance(rewrite, type) or not hasattr(rewrite, "decide") or not hasattr(rewrite, "contract"):
                 raise OptionError(f"rewrites must be objects from attnopt.rewrites, not {rewrite!r}.")
+        order = {name: place for place, name in enumerate(approximate.ORDER)}
+        ordered = sorted(self.rewrites, key=lambda r: order.get(r.name, len(order)))
+        object.__setattr__(self, "rewrites", tuple(ordered))
         object.__setattr__(self, "tolerance", Tolerance.make(self.tolerance))
         if self.rewrites and self.tolerance is None:
             names = ", ".join(r.name for r in self.rewrites)
@@ -66,7 +69,9 @@ def optimize(
     Args:
         model: any module; it is never changed.
         args, kwargs: example inputs of the forward. Without them the first call captures.
-        rewrites: approximate rewrites from `attnopt.rewrites`, in order. Exact ones always run.
+        rewrites: approximate rewrites from `attnopt.rewrites`. They are applied in the order `PruneHeads`, `ShareKV`,
+            `FactorBias`, then `Sparsify`, `Linearize` and `MixHeads`, whatever order they are given in; several of a
+            kind, and those of your own after all others, in the order given. Exact ones always run.
         tolerance: how much the approximate rewrites may change; see `attnopt.rewrites.Tolerance`.
         calibration: inputs on which approximate rewrites are measured: a sequence of args tuples or kwargs dicts.
         dynamic_shapes: as for `torch.export.export`; other sizes raise `ShapeError`.

@@ -8,10 +8,10 @@ from attnopt.factor.rewrite import FactorBias
 from attnopt.linearize.rewrite import Linearize
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.share_kv import ShareKV
-from attnopt.passes.tolerance import Tolerance
+from attnopt.passes.tolerance import Tolerance, next_token_loss
 from attnopt.sparsify.rewrite import Sparsify
 
-__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Sparsify", "Tolerance"]
+__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Sparsify", "Tolerance", "next_token_loss"]
 
 _LATER = ("MixHeads", "Auto")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import attnopt
 from attnopt.errors import OptionError
-from attnopt.rewrites import PruneHeads, Tolerance
+from attnopt.rewrites import PruneHeads, ShareKV, Tolerance
 from tests.passes.tiny import model
 
 # Large enough to accept whatever random weights do.
@@ -68,3 +68,12 @@ def test_rewrites_of_later_versions_say_so() -> None:
         _ = attnopt.rewrites.Auto
     with pytest.raises(AttributeError, match="no attribute 'Prune'"):
         _ = attnopt.rewrites.Prune
+
+
+def test_rewrites_run_in_one_order_whatever_order_they_are_given_in() -> None:
+    module, x = model("separate")
+    given = [ShareKV(1, method="mean"), PruneHeads(heads={0: [1, 3]})]
+    for rewrites in (given, given[::-1]):
+        fast = attnopt.optimize(module, (x,), rewrites=rewrites, tolerance=1e6)
+        assert fast.report.sites[0].rewrites[:2] == ("prune_heads", "share_kv")
+        assert fast.k.weight.shape == (6, 24)

@@ -19,7 +19,7 @@ from attnopt.factor.low_rank import Factors, line_of
 from attnopt.graph import value
 from attnopt.passes.approximate import Decision
 from attnopt.passes.base import APPROX, Approx
-from attnopt.passes.stage import Seen, Stage
+from attnopt.passes.stage import Seen, Sites, Stage
 from attnopt.passes.tolerance import Loss
 from attnopt.region import Line, Operand, Region
 from attnopt.runtime.evaluate import Scope, evaluate
@@ -41,7 +41,8 @@ class FactorBias:
         rank: how many dimensions a table gets; or
         tolerance: the largest relative error of a head's table (Frobenius norm, without what cancels in a softmax),
             which decides the rank. Without either, 0.01.
-        sites: module paths or numbers of the sites to consider; None means all.
+        sites: which sites to consider: module paths, patterns of them such as `layers.*.attn`, numbers in the report,
+            or a function of module path and spec; None means all.
         when: `pays` leaves a site alone where the estimate says that its bias costs less than its factors would;
             `always` factors whatever can be, for the memory.
         loss: scalar loss of the model's output, as for `PruneHeads`.
@@ -52,7 +53,7 @@ class FactorBias:
 
     rank: int | None = None
     tolerance: float | None = None
-    sites: Sequence[str | int] | None = None
+    sites: Sites = None
     when: str = "pays"
     loss: Loss | None = None
     name: str = field(default="factor_bias", init=False)
@@ -74,10 +75,10 @@ class FactorBias:
 
     def decide(self, stage: Stage) -> Decision:
         """For each site whether closed forms are factored, and the rank of its table (-1: a line, 0: none)."""
-        allowed = stage.paths if self.sites is None else [stage.key(s, self.name) for s in self.sites]
+        allowed = stage.choose(self.sites, self.name)
         seen, sites = _first(stage), []
         declines = [(key, stage.declined[key]) for key in allowed if key in stage.declined]
-        for key in (key for key in dict.fromkeys(allowed) if key in stage.regions):
+        for key in (key for key in allowed if key in stage.regions):
             found = self._site(stage, stage.regions[key], seen.get(key))
             if isinstance(found, str):
                 declines.append((key, found))

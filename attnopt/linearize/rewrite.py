@@ -16,8 +16,9 @@ from attnopt.errors import Decline, OptionError
 from attnopt.graph import value
 from attnopt.linearize.features import MAPS, aten
 from attnopt.linearize.fit import Fit, Recipe, collect, fit_all, near_keys
-from attnopt.passes.approximate import Decision, Stage
+from attnopt.passes.approximate import Decision
 from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.stage import Sites, Stage
 from attnopt.passes.tolerance import Loss
 from attnopt.region import Operand, Region
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
@@ -42,7 +43,8 @@ class Linearize:
             None for no such window.
         length: decide for this number of tokens whether it pays; None means that of the example inputs.
         steps: Adam steps of the fit. seed: of the rows that it draws. progress: show a bar on a terminal.
-        sites: module paths or numbers of the sites; None means all.
+        sites: which sites: module paths, patterns of them such as `layers.*.attn`, numbers in the report, or a function
+            of module path and spec; None means all.
         loss: scalar loss of the model's output; None means its `.loss`, else the mean square of its first
             floating tensor.
 
@@ -57,7 +59,7 @@ class Linearize:
     steps: int = 300
     seed: int = 0
     progress: bool = True
-    sites: Sequence[str | int] | None = None
+    sites: Sites = None
     loss: Loss | None = None
     name: str = field(default="linearize", init=False)
     contract: Approx = field(default=APPROX, init=False)
@@ -77,9 +79,9 @@ class Linearize:
 
     def decide(self, stage: Stage) -> Decision:
         """Which sites are replaced. Changes nothing."""
-        keys = stage.paths if self.sites is None else [stage.key(s, self.name) for s in self.sites]
+        keys = stage.choose(self.sites, self.name)
         sites, declines = [], []
-        for key in dict.fromkeys(keys):
+        for key in keys:
             region = stage.regions.get(key)
             reason = stage.declined[key] if region is None else self.obstacle(region)
             if reason:

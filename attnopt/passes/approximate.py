@@ -20,6 +20,10 @@ from attnopt.passes.base import Approx
 from attnopt.passes.stage import Stage, Tensors, copied
 from attnopt.passes.tolerance import Calibration, Change, Tolerance
 
+# Composition: first the rewrites that read and change projections, which the others hide from them; then those of
+# scores; last those that replace what is computed of them. Of one kind, and others, in the order the user gives.
+ORDER = ("prune_heads", "share_kv", "factor_bias", "sparsify", "linearize", "mix_heads")
+
 
 @dataclass(frozen=True)
 class Decision:

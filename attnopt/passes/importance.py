@@ -32,9 +32,10 @@ def gradient(
 
     names = [region.output.name for region, _ in sites]
     with torch.enable_grad():
-        for flat in calibration.run(gm, tensors, {name: probe(name) for name in names}):
+        runs = calibration.run(gm, tensors, {name: probe(name) for name in names})
+        for flat, batch in zip(runs, calibration.batches, strict=True):
             outputs = [seen[name] for name in names]
-            grads = torch.autograd.grad(calibration.loss(flat), outputs, allow_unused=True)
+            grads = torch.autograd.grad(calibration.loss(flat, batch), outputs, allow_unused=True)
             for (region, _), total, output, grad in zip(sites, totals, outputs, grads, strict=True):
                 if grad is not None:
                     product = (output.detach() * grad).double()

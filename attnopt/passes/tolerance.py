@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import OptionError
 
-Loss = Callable[[Any], torch.Tensor]
+# A scalar of the model's output or, where it takes two arguments, of the output and the flattened inputs.
+Loss = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Tolerance:
 
     Attributes:
         output: root mean square of the change of the model's first floating output, relative to that output's own.
-        loss: absolute change of the loss: the output's `.loss`, else the mean square of its first floating tensor.
+        loss: change of the loss, relative to what it was: 0.02 means two percent. The loss is the rewrite's `loss`,
+            else the output's `.loss`, else the mean square of its first floating tensor.
     """
 
     output: float | None = None
@@ -71,8 +75,9 @@ class Change:
 
     @property
     def loss(self) -> float:
-        """Absolute change of the loss."""
-        return abs(self.loss_after - self.loss_before)
+        """Change of the loss, relative to what it was."""
+        gap, size = abs(self.loss_after - self.loss_before), abs(self.loss_before)
+        return gap / size if size > 0 else 0.0 if gap == 0 else math.inf
 
 
 class _Probed(fx.Interpreter):
@@ -128,11 +133,11 @@ class Calibration:
                 torch.manual_seed(number)
                 yield list(runner.run(*given, *inputs))
 
-    def loss(self, flat: Sequence[Any]) -> torch.Tensor:
-        """The scalar loss of one output."""
+    def loss(self, flat: Sequence[Any], batch: Sequence[Any] = ()) -> torch.Tensor:
+        """The scalar loss of one output, given for one batch."""
         output = pytree.tree_unflatten(list(flat), self.out_spec)
         if self.loss_of is not None:
-            return self.loss_of(output)
+            return self.loss_of(output, batch) if _takes_inputs(self.loss_of) else self.loss_of(output)
         found = getattr(output, "loss", None)
         if isinstance(found, torch.Tensor):
             return found.mean()
@@ -141,7 +146,8 @@ class Calibration:
     def baseline(self, gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, float]]:
         """The first floating output and the loss of every batch."""
         with torch.no_grad():
-            return [(first_floating(flat), float(self.loss(flat))) for flat in self.run(gm, tensors)]
+            runs = zip(self.run(gm, tensors), self.batches, strict=True)
+            return [(first_floating(flat), float(self.loss(flat, batch))) for flat, batch in runs]
 
     def change(
         self, before: Sequence[tuple[torch.Tensor, float]], gm: fx.GraphModule, tensors: Mapping[str, torch.Tensor],
@@ -150,17 +156,43 @@ class Calibration:
         """What the graph changes against `baseline`."""
         gap = size = after = 0.0
         with torch.no_grad():
-            for (old, _), flat in zip(before, self.run(gm, tensors, probes), strict=True):
+            for (old, _), batch, flat in zip(before, self.batches, self.run(gm, tensors, probes), strict=True):
                 new = first_floating(flat)
                 # What the model makes infinite or NaN by itself, such as fully padded rows, did not change.
                 same = (old == new) | (old.isnan() & new.isnan())
                 gap += (new.double() - old.double()).masked_fill(same, 0.0).square().sum().item()
                 size += old.double().masked_fill(~old.isfinite(), 0.0).square().sum().item()
-                after += float(self.loss(flat)) / len(before)
+                after += float(self.loss(flat, batch)) / len(before)
         # Outputs without a single finite value measure nothing, and what was not measured is not within a tolerance.
         measured = all(bool(old.isfinite().any()) for old, _ in before if old.numel())
         relative = math.sqrt(gap / size) if size > 0 else 0.0 if gap == 0 and measured else math.inf
         return Change(relative, sum(loss for _, loss in before) / len(before), after)
+
+
+def next_token_loss(output: Any, inputs: Sequence[Any]) -> torch.Tensor:
+    """The mean cross entropy of each next token under a language model's logits `[B, S, vocabulary]`, nats.
+
+    The tokens are the first input of integers `[B, S]`. For the `loss` of a rewrite.
+
+    Raises:
+        OptionError: if the output or the inputs are others.
+    """
+    logits = getattr(output, "logits", output)
+    logits = logits if isinstance(logits, torch.Tensor) else first_floating(pytree.tree_leaves(output))
+    found = (x for x in inputs if isinstance(x, torch.Tensor) and not x.is_floating_point() and x.dtype != torch.bool)
+    tokens = next((x for x in found if x.shape == logits.shape[:2]), None)
+    if tokens is None or logits.dim() != 3:
+        raise OptionError(f"next_token_loss needs logits [B, S, vocabulary] and tokens [B, S]; saw {logits.shape}.")
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().long())
+
+
+def _takes_inputs(loss: Loss) -> bool:
+    try:
+        wanted = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in plain and p.default is p.empty for p in wanted) == 2
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attnopt.errors import OptionError, ShapeError
-from attnopt.passes.tolerance import Calibration, Change, Tolerance, first_floating
+from attnopt.passes.tolerance import Calibration, Change, Tolerance, first_floating, next_token_loss
 from tests.passes.tiny import captured
 
 
@@ -45,6 +45,9 @@ def test_what_exceeds_is_said_with_the_figure() -> None:
     assert Tolerance(output=0.3, loss=0.6).exceeded(change) is None
     assert "output changed by 0.2" in (Tolerance(output=0.1).exceeded(change) or "")
     assert "loss changed by 0.5" in (Tolerance(output=0.3, loss=0.1).exceeded(change) or "")
+    assert "loss changed by 0.5" in (Tolerance(loss=0.4).exceeded(Change(0.0, 4.0, 2.0)) or "")
+    assert Tolerance(loss=1e9).exceeded(Change(0.0, 0.0, 1.0)) is not None
+    assert Tolerance(loss=1e-9).exceeded(Change(0.0, 0.0, 0.0)) is None
     assert Tolerance(output=1.0).exceeded(Change(math.nan, 0.0, 0.0)) is not None
 
 
@@ -93,3 +96,12 @@ def test_a_model_without_floating_outputs_cannot_be_measured() -> None:
     assert first_floating([torch.tensor(1.0), torch.ones(2)]).dim() == 1
     with pytest.raises(OptionError, match="no floating tensor"):
         first_floating([torch.tensor(1)])
+
+
+def test_a_loss_may_read_the_inputs() -> None:
+    logits, tokens = torch.randn(2, 4, 7), torch.randint(7, (2, 4))
+    calibration = Calibration((), (), torch.utils._pytree.tree_structure([0]), next_token_loss)
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert calibration.loss([logits], [torch.ones(2, 4), tokens]).item() == pytest.approx(expected.item())
+    with pytest.raises(OptionError, match="needs logits"):
+        calibration.loss([logits], [torch.ones(2, 4)])
