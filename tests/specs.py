@@ -10,7 +10,7 @@ import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.expr import b, h, k, n_k, n_q, q, s
-from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise, Softmax
+from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise, Select, Softmax
 
 if TYPE_CHECKING:
     import torch
@@ -258,9 +258,28 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 
+_CHOICE = {"block": 16, "tile": 16, "own": q + n_k - n_q, "first": 1}
+_GROUPED = Heads(6, 2, 2, 32, 16)
+
+
+def _selected(name: str, rule: str, amount: sp.Expr, *makers: Maker, **parts: object) -> Case:
+    own = {"keep": k <= q + n_k - n_q, "empty_row": EmptyRow.ZERO, "returns": ("lse",)}
+    captures = (_int("pad", 2),) if makers else ()
+    spec = _spec(_GROUPED, captures=captures, **{**own, "select": Select(rule, (amount,), **_CHOICE), **parts})  # type: ignore[arg-type]
+    return Case(name, spec, makers)
+
+
+# Selections by rules of their own: what a backend runs is the mask that they are.
+SELECTED: tuple[Case, ...] = (
+    _selected("top_blocks", "topk", sp.Integer(2)),
+    _selected("mass_of_blocks", "mass", sp.Rational(1, 2), keep=sp.true, empty_row=EmptyRow.NAN),
+    _selected("top_blocks_padded", "topk", sp.Integer(2), _hard_padding, keep=sp.And(_PAD, k <= q + n_k - n_q)),
+)
+
+
 def case(name: str) -> Case:
     """The case of this name."""
-    return next(c for c in CASES if c.name == name)
+    return next(c for c in (*CASES, *SELECTED) if c.name == name)
 
 
 def with_heads(item: Case, heads: Heads) -> Case:

@@ -17,7 +17,7 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_backward import backward, undifferentiable
 from attnopt.codegen.triton_decode import decode
 from attnopt.codegen.triton_dialect import helpers, triton_float
-from attnopt.codegen.triton_forward import Argument, block_width, forward
+from attnopt.codegen.triton_forward import VISITED, Argument, block_width, forward
 from attnopt.codegen.triton_launchers import backward_launcher, decode_launcher, forward_launcher
 from attnopt.codegen.triton_loads import TRITON_TYPES
 from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
@@ -73,6 +73,8 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     for capture, about in zip(spec.captures, layout.captures, strict=True):
         if about.dtype not in TRITON_TYPES:
             return f"the Triton kernel cannot load {capture.name} of dtype {about.dtype}"
+    if VISITED in (*(c.name for c in spec.captures), *spec.scalars):
+        return f"the Triton kernel cannot use {VISITED!r} as the name of a capture or scalar"
     try:
         parts(spec.canonical(), layout)
     except SpecError as error:
@@ -93,13 +95,13 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
     if reason is not None:
         raise SpecError(f"{reason}.")
     spec = spec.canonical()
-    body, given = forward(spec, layout)
+    body, given = forward(spec, layout, plan.listed)
     sections = [
         header(spec, layout, plan, source_note, "forward"),
         constants(spec, plan, body),
         *helpers(body),
         body,
-        forward_launcher(spec, given),
+        forward_launcher(spec, given, plan.listed),
     ]
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n",

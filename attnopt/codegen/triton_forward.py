@@ -40,32 +40,42 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
     return pointers, strides
 
 
-def forward_arguments(spec: AttentionSpec, layout: Layout) -> list[Argument]:
+def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False) -> list[Argument]:
     """What the kernel is called with, in order."""
     captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
-    pointers, strides = tensor_arguments(tensors)
+    pointers, strides = tensor_arguments([*tensors, (VISITED, "int32", 4)] if listed else tensors)
     lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
     sizes = [Argument(name, "size") for name in ("n_b", "n_q", "n_k")]
     scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
     return [*pointers, *lse, *sizes, *strides, *scalars]
 
 
-def forward(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
+def forward(spec: AttentionSpec, layout: Layout, listed: bool = False) -> tuple[str, list[Argument]]:
     """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
-    made = parts(spec, layout)
-    given = forward_arguments(spec, layout)
-    setup = [*_program(made), *load_queries(spec), *key_bases(spec), *made.ranges, *split_ranges(made)]
+    made = parts(spec, layout, listed)
+    given = forward_arguments(spec, layout, listed)
+    setup = [*_program(made), *load_queries(spec), *key_bases(spec)]
+    setup += _LIST if listed else [*made.ranges, *split_ranges(made)]
     setup += [*made.rows, *made.start, "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)"]
-    body = visit_body(made)
+    body = visit_body(made, listed)
     available = [*(a.name for a in given), *assigned(setup)]
     state = ["acc", *made.state]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
-    main = [*setup, *visit_calls(loops(made), state, wanted), *made.finish, *store(spec)]
+    main = [*setup, *visit_calls(_LISTED if listed else loops(made), state, wanted), *made.finish, *store(spec)]
     kernel = kernel_text("attention_forward", _ABOUT, given, main)
     return f"{visit_function(state, wanted, body)}\n\n\n{kernel}", given
 
 
+# The list of tiles: how many are kept whole, how many there are, and which, those first.
+VISITED = "visited"
+_LIST = [
+    "list_base = visited_ptr + tl.cast(b, tl.int64) * visited_stride0 + tl.cast(h, tl.int64) * visited_stride1",
+    "list_at = list_base + tl.cast(tile, tl.int64) * visited_stride2",
+    "whole = 2 + tl.load(list_at)",
+    "last = 2 + tl.load(list_at + 1)",
+]
+_LISTED = [("2", "whole", False), ("whole", "last", True)]
 _ABOUT = "One tile of queries of one head."
 
 
@@ -119,11 +129,14 @@ def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[s
     )
 
 
-def visit_body(made: Parts) -> list[str]:
-    """The loop over tiles of keys."""
+def visit_body(made: Parts, listed: bool = False) -> list[str]:
+    """The loop over tiles of keys: over their first keys, or over places in the list."""
     keys, values = tile_loads(made.spec)
     product = f"s = tl.dot(queries, keys{precision(made.layout)})"
-    return ["for k0 in range(lo, hi, BLOCK_N):", *indent([*keys, product, *values, *made.tile])]
+    inside = [*keys, product, *values, *made.tile]
+    if listed:
+        return ["for place in range(lo, hi):", *indent(["k0 = tl.load(list_at + place) * BLOCK_N", *inside])]
+    return ["for k0 in range(lo, hi, BLOCK_N):", *indent(inside)]
 
 
 def tile_loads(spec: AttentionSpec) -> tuple[list[str], list[str]]:

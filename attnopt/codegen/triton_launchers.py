@@ -11,10 +11,11 @@ from attnopt.codegen.triton_parts import row_ends
 from attnopt.spec import AttentionSpec
 
 
-def forward_launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
-    """The function that launches the kernel on tensors."""
+def forward_launcher(spec: AttentionSpec, given: Sequence[Argument], listed: bool = False) -> str:
+    """The function that launches the kernel on tensors; with `listed` its last one is the list of tiles to visit."""
     captures = [c.name for c in spec.captures]
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
+    names += ["visited"] * listed
     lse = "lse" in spec.returns
     made = [
         "batch, heads, n_q, _ = q.shape",
@@ -37,6 +38,14 @@ def forward_launcher(spec: AttentionSpec, given: Sequence[Argument]) -> str:
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
             f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
+            *(
+                [
+                    f"    `visited` [B, {spec.heads.q}, tiles of queries, 2 + n], int32: how many tiles of keys are",
+                    "    kept whole, how many are visited, and which, those that are kept whole first.",
+                ]
+                if listed
+                else []
+            ),
             "    `launch`: the kernel, or one that was compiled before; `out`: where to write, of any float dtype.",
             '    """',
             *(f"    {line}" for line in made),

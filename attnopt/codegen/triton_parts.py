@@ -67,9 +67,14 @@ def folded_scale(spec: AttentionSpec) -> sp.Expr | None:
     return c if plain and c.is_number and c.is_finite and c > 0 and spec.score == c * ex.s else None
 
 
-def parts(spec: AttentionSpec, layout: Layout) -> Parts:
-    """The parts of a canonical spec. Raises `SpecError` for what cannot be printed."""
-    made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(spec.keep))
+def parts(spec: AttentionSpec, layout: Layout, listed: bool = False) -> Parts:
+    """The parts of a canonical spec. Raises `SpecError` for what cannot be printed.
+
+    `listed`: a tile that is not MASKED is kept whole, so that all of the mask belongs to the others.
+    """
+    split = tiles.analyse(spec.keep)
+    split = tiles.Tiles(split.bounds, spec.keep, sp.true) if listed else split
+    made = Parts(spec, layout, printer_of(spec, layout), split)
     made.ranges = made.said(_ends)
     made.rows = made.said(_pointwise if isinstance(spec.normalizer, Pointwise) else _softmax)
     _both_ends(made)

@@ -9,16 +9,21 @@ from attnopt.codegen.triton_forward import block_width
 
 @dataclass(frozen=True)
 class TritonPlan:
-    """Tile of queries by keys, warps, pipeline stages, and how fp32 is multiplied (`ieee` or `tf32x3`)."""
+    """Tile of queries by keys, warps, pipeline stages, and how fp32 is multiplied (`ieee` or `tf32x3`).
+
+    `listed`: a list says which tiles of keys are visited, not the positions alone.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
     fp32: str = "ieee"
+    listed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.block_m} queries x {self.block_n} keys, {self.warps} warps, {self.stages} stages"
+        tiles = f"{self.block_m} queries x {self.block_n} keys{' of a list' if self.listed else ''}"
+        return f"{tiles}, {self.warps} warps, {self.stages} stages"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sympy as sp
 import torch
 from torch import Tensor
 
@@ -16,9 +18,10 @@ from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_decode import group
-from attnopt.codegen.triton_plans import CHIPS, Chip, decode_plans, plans, wants_split
+from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, decode_plans, plans, wants_split
 from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
+from attnopt.runtime import lists
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.triton_binaries import Binary, read
 from attnopt.runtime.triton_load import load
@@ -60,7 +63,8 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
     load(kernels[0])  # says now, not at the first call, that there is no Triton
     split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about)]
-    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options))
+    listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if spec.keep != sp.true]
+    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed)
 
 
 def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
@@ -90,12 +94,14 @@ class TritonBackend:
         kernels: Sequence[TritonKernel],
         split: Sequence[TritonKernel] = (),
         ready: Binary | None = None,
+        listed: Sequence[TritonKernel] = (),
     ) -> None:
         self.spec, self.chip, self.kernels, self.split = spec, chip, list(kernels), list(split)
         self.rows = group(spec)
         self.by_data = by_data(spec)
         self.ready = ready
         self.restored: Any = None
+        self.listed = Listed(spec, listed)
 
     @property
     def kernel(self) -> TritonKernel:
@@ -110,6 +116,8 @@ class TritonBackend:
         if problem:
             raise CompileError(problem)
         with on(q.device):
+            if self.listed.pays(q, k, scalars):
+                return self._launch(self.listed.kernels, (q, k, v, *captures, *scalars), {}, self.listed)
             if self.kind(q, k) == "decode":
                 more = {"processors": self.chip.processors}
                 return self._launch(self.split, (q, k, v, *captures, *scalars), more)
@@ -125,10 +133,13 @@ class TritonBackend:
         return "decode" if split else "forward"
 
     @staticmethod
-    def _launch(kernels: list[TritonKernel], arguments: tuple[Any, ...], more: dict[str, int]) -> Any:
+    def _launch(
+        kernels: list[TritonKernel], arguments: tuple[Any, ...], more: dict[str, int], listed: Listed | None = None
+    ) -> Any:
         while True:
             module: ModuleType = load(kernels[0])
             try:
+                more = more if listed is None else {"visited": listed(kernels[0].plan, arguments)}
                 return module.attention(*arguments, **more)
             except Exception as error:
                 # The next plan is for a kernel that is too large; anything else will not get better.
@@ -152,6 +163,39 @@ class TritonBackend:
     ) -> str | None:
         """Which load leaves its tensor at these sizes, in words; None if none does."""
         return outside(self.spec, q, k, captures, scalars, data_only)
+
+
+class Listed:
+    """Kernels that go by lists of tiles, and their lists. What is made on the host waits for no data of the device."""
+
+    def __init__(self, spec: AttentionSpec, kernels: Sequence[TritonKernel]) -> None:
+        self.spec, self.kernels = spec, list(kernels)
+        self.known: dict[tuple[int, ...], bool] = {}
+        self.lists: dict[tuple[int, int], lists.Lists] = {}
+
+    def pays(self, q: Tensor, k: Tensor, scalars: Sequence[int]) -> bool:
+        """Whether these sizes are better served by a list."""
+        if not self.kernels:
+            return False
+        key = (q.shape[0], q.shape[2], k.shape[2], *map(int, scalars))
+        if key not in self.known:
+            plan = self.kernels[0].plan
+            made = self._lists((plan.block_m, plan.block_n))
+            sizes = lists.sizes_of(self.spec, q, k, scalars)
+            self.known[key] = made.static and lists.pay(self.spec, sizes, made.block)
+        return self.known[key]
+
+    def __call__(self, plan: TritonPlan, arguments: Sequence[Any]) -> Tensor:
+        """The list for the tiles of a plan, with a row for every batch entry and head."""
+        q, k, _, *rest = arguments
+        count = len(self.spec.captures)
+        found = self._lists((plan.block_m, plan.block_n))(q, k, rest[:count], rest[count:])
+        return found.expand(q.shape[0], q.shape[1], -1, -1)
+
+    def _lists(self, block: tuple[int, int]) -> lists.Lists:
+        if block not in self.lists:
+            self.lists[block] = lists.Lists(self.spec, block, ragged=True)
+        return self.lists[block]
 
 
 def far(q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int], block: int) -> str:

@@ -20,12 +20,15 @@ import torch
 from triton.language import bfloat16, float16, float32
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 
+from attnopt.analysis.chosen import lowered
 from attnopt.codegen import triton
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.expr import load_names
+from attnopt.runtime.chosen import chosen
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.triton_gradient import expected
+from attnopt.runtime.triton_launch import Listed
 from attnopt.runtime.triton_load import load
 from attnopt.runtime.validate import compare
 from tests.conformance.judge import judge, tensors
@@ -90,9 +93,16 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
     spec = item.spec.canonical()
     emit, more = KINDS[job.get("kind", "forward")]
-    kernel = emit(spec, layout_of(k_axes(spec), inputs[0], captures), TritonPlan(*job["plan"]))
+    if spec.select is not None:
+        captures, spec = [*captures, chosen(spec, *inputs[:2], captures, item.scalars)], lowered(spec)
+    plan = TritonPlan(*job["plan"])
+    plan = replace(plan, listed=job.get("kind") == "listed")
+    kernel = emit(spec, layout_of(k_axes(spec), inputs[0], captures), plan)
     kernel = changed(job, kernel)
-    result = load(kernel).attention(*inputs, *captures, *item.scalars, **{x: job[x] for x in more})
+    given = {x: job[x] for x in more}
+    if plan.listed:
+        given["visited"] = Listed(spec, [kernel])(plan, (*inputs, *captures, *item.scalars))
+    result = load(kernel).attention(*inputs, *captures, *item.scalars, **given)
     verdict = judge(spec, inputs, captures, item.scalars, result)
     return {**job, "ok": verdict.ok, "verdict": str(verdict)}
 
@@ -129,7 +139,7 @@ def backward(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "ok": True, "verdict": ""}
 
 
-KINDS = {"forward": (triton.emit, ()), "decode": (triton.emit_decode, ("splits",))}
+KINDS = {"forward": (triton.emit, ()), "decode": (triton.emit_decode, ("splits",)), "listed": (triton.emit, ())}
 
 
 def main(jobs: Sequence[dict[str, Any]]) -> None:

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
+from attnopt import expr as ex
+from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
-from attnopt.codegen.triton_plans import CHIPS
+from attnopt.codegen.triton_plans import CHIPS, TritonPlan
 from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import triton_launch
 from attnopt.runtime.dispatch import AttnoptWarning, Dispatcher, _Site
 from attnopt.runtime.triton_binaries import Binary
-from attnopt.runtime.triton_launch import TritonBackend, build, chip_of, usual
+from attnopt.runtime.triton_launch import Listed, TritonBackend, build, chip_of, usual
 from attnopt.runtime.triton_load import load
 from attnopt.spec import Heads
 from tests.specs import case
@@ -195,3 +198,21 @@ def test_the_usual_layout() -> None:
 def test_a_folder_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="cannot be read"):
         build(LSE, HALF, CHIPS["sm_90"], Options(aot_dir=str(tmp_path / "nothing")))
+
+
+def test_lists_where_they_pay() -> None:
+    sinks = replace(LSE, keep=sp.And(ex.k <= ex.q, sp.Or(ex.k < 4, ex.k > ex.q - 300)), captures=()).canonical()
+    kernel = triton.emit(sinks, Layout("float32"), TritonPlan(64, 64, 4, 2, listed=True))
+    listed = Listed(sinks, [kernel])
+    heads = sinks.heads
+    q, k = torch.zeros(1, heads.q, 2048, heads.d_qk), torch.zeros(1, heads.k, 2048, heads.d_qk)
+    assert listed.pays(q, k, [])
+    assert not listed.pays(q[:, :, :64], k, [])
+    assert not Listed(sinks, []).pays(q, k, [])
+    causal = replace(sinks, keep=ex.k <= ex.q).canonical()
+    assert not Listed(causal, [kernel]).pays(q, k, [])
+    visited = listed(kernel.plan, (q, k, k))
+    assert visited.shape[:3] == (1, heads.q, 32)
+    assert visited[0, 0, 10, :5].tolist() == [3, 7, 7, 8, 9]
+    # A block that the keys do not fill is never whole: nothing would keep its end out.
+    assert listed(kernel.plan, (q[:, :, :40], k[:, :, :40], k))[0, 0, 0].tolist() == [0, 1, 0]
