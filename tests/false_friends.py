@@ -232,6 +232,7 @@ AXES = (
     Friend("padded_weights", lambda q, k, v: F.pad((q @ k.mT).softmax(-1), (0, N)) @ torch.cat([v, v], -2)),
     Friend("softmax_before_the_last_keys", lambda q, k, v: torch.cat([(q @ k.mT).softmax(-1)] * 2, -1) @ torch.cat([v, v], -2)),
     Friend("summed_over_the_batch", lambda q, k, v: torch.einsum("bhqk,bhkd->hqd", (q @ k.mT).softmax(-1), v), QKV, ("form that is not known",)),
+    Friend("summed_by_addbmm", lambda q, k, v: torch.addbmm(q[0, 0], (q[0] @ k[0].mT).softmax(-1), v[0]), QKV, ("form that is not known",)),
     Friend("values_by_query", lambda q, k, v: torch.einsum("bhqk,bqkd->bhqd", (q @ k.mT).softmax(-1), v), QKV, (NO_CONTRACTION,)),
     Friend("heads_and_queries_swapped", lambda q, k, v: (q @ k.mT).softmax(-1).transpose(1, 2) @ v, QKV, (NO_CONTRACTION,)),
     Friend("keys_in_another_order", lambda q, k, v: (q @ k.mT).softmax(-1)[..., ORDER] @ v[..., ORDER, :]),

@@ -99,14 +99,20 @@ def _matmul(node: fx.Node) -> Labels | None:
     first = 1 if op_name(node) in ("aten::baddbmm", "aten::addmm") else 0
     left, right = node.args[first], node.args[first + 1]
     ranks = value(left).dim(), value(right).dim()
-    if min(ranks) < 2 or not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+    if min(ranks) < 1 or not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return None
     batch = [f"b{i}" for i in reversed(range(max(ranks) - 2))]
+    rows, columns = ["m"] if ranks[0] > 1 else [], ["n"] if ranks[1] > 1 else []
 
-    def own(rank: int, last: tuple[str, str]) -> list[str]:
-        return [*batch[len(batch) - (rank - 2) :], *last]
+    def own(rank: int, last: list[str]) -> list[str]:
+        return [*batch[len(batch) - max(rank - 2, 0) :], *last]
 
-    return [(left, own(ranks[0], ("m", "d"))), (right, own(ranks[1], ("d", "n")))], [*batch, "m", "n"]
+    return [(left, own(ranks[0], [*rows, "d"])), (right, own(ranks[1], ["d", *columns]))], [*batch, *rows, *columns]
+
+
+def _summed_batch(node: fx.Node) -> Labels | None:
+    """`addbmm` sums over the batch as well: no product of one query and one key."""
+    return None
 
 
 def _einsum(node: fx.Node) -> Labels | None:
@@ -171,12 +177,14 @@ _RULES: dict[str, Callable[[fx.Node], Labels | None]] = {
     "aten::mm": _matmul,
     "aten::baddbmm": _matmul,
     "aten::addmm": _matmul,
+    "aten::mv": _matmul,
+    "aten::addbmm": _summed_batch,
     "aten::einsum": _einsum,
     "aten::tensordot": _tensordot,
     "aten::inner": _inner,
     "aten::sum": _summed_product,
 }
 # Products that raise where the summed dimensions differ; the others broadcast a length of one.
-_STRICT = {"aten::matmul", "aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"}
+_STRICT = {"aten::matmul", "aten::bmm", "aten::mm", "aten::mv", "aten::baddbmm", "aten::addmm"}
 # By name alone. `sum` is a contraction only of a product, and `linear` applies parameters: it makes no scores.
 CONTRACTIONS = {*_RULES, "aten::linear"} - {"aten::sum"}

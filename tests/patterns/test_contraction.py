@@ -41,7 +41,14 @@ def test_einsum(equation: str, right: object) -> None:
 
 def test_other_operators_are_no_contraction() -> None:
     assert contract(_node(torch.add, X, X), (B, I, J), D) is None
-    assert contract(_node(torch.matmul, X, torch.randn(4)), (B, I), D) is None
+    assert contract(_node(torch.addbmm, X[0, :, :1], X, Y.expand(2, 4, 5)[..., :3]), (I, J), D) is None
+
+
+def test_a_vector_has_no_dimension_of_its_own() -> None:
+    left, right = contract(_node(torch.matmul, X, torch.randn(4)), (B, I), D)  # type: ignore[misc]
+    assert (left[1], right[1]) == ((B, I, D), (D,))
+    left, right = contract(_node(torch.matmul, torch.randn(4), Y), (B, J), D)  # type: ignore[misc]
+    assert (left[1], right[1]) == ((D,), (B, D, J))
 
 
 def test_lengths_that_the_operator_holds_equal() -> None:

@@ -125,4 +125,8 @@ ROWS = (
     Spelling("tensordot", lambda q, k, v: torch.tensordot(torch.tensordot(q, k, dims=([1], [1])).softmax(-1), v, dims=1), "1 heads, d=8; score s", ((Q, 8), (K, 8), (K, 8))),
     Spelling("tensordot_batch", _tensordot_between, "4/1 heads, d=8; score s/2", ((2, 4, Q, 8), (K, 8), (K, 8))),
     Spelling("vector_query", lambda q, k, v: torch.einsum("bhk,bhkd->bhd", torch.einsum("bhd,bhkd->bhk", q, k).softmax(-1), v), PLAIN, ((2, 4, 8), (2, 4, K, 8), (2, 4, K, 8))),
+    Spelling("vectors", lambda q, k, v: (k @ q).softmax(0) @ v, "1 heads, d=8; score s", ((8,), (K, 8), (K, 8))),
+    Spelling("vectors_times_matrix", lambda q, k, v: torch.matmul(torch.matmul(q, k.t()).softmax(-1), v), "1 heads, d=8; score s", ((8,), (K, 8), (K, 8))),
+    Spelling("mv", lambda q, k, v: torch.mv(v.t(), torch.mv(k, q).softmax(0)), "1 heads, d=8; score s", ((8,), (K, 8), (K, 8))),
+    Spelling("vector_for_all", lambda q, k, v: ((k @ q).softmax(-1)[..., None, :] @ v)[..., 0, :], PLAIN, ((8,), (2, 4, K, 8), (2, 4, K, 8))),
 )  # fmt: skip
