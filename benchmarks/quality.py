@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -130,11 +129,12 @@ def timings(fast: nn.Module, at: Subject, repeats: int) -> tuple[dict[str, float
     for length in at.lengths:
         given = at.timed(length)
         seen: tuple[list[float], list[float]] = ([], [])
-        for turn in range(repeats if length < 4096 else 2):
+        turns = repeats if length < 4096 else 1
+        for turn in range(turns):
             for model, times in zip((fast, plain), seen, strict=True):
                 started = time.perf_counter()
                 model(**given)
-                if turn:  # the first call warms up
+                if turn or turns == 1:  # the first of several calls warms up
                     times.append(1e3 * (time.perf_counter() - started))
         ours[str(length)], original[str(length)] = (statistics.median(times) for times in seen)
     return ours, original
@@ -150,23 +150,23 @@ def baseline(at: Subject) -> nn.Module:
     return _BASELINES[at.name]
 
 
-def table(at: Subject, lines: Sequence[Figures], declined: Mapping[str, str], first: Figures) -> str:
+def table(name: str, lines: Sequence[Figures], declined: Mapping[str, str]) -> str:
     """The Markdown of one subject."""
-    lengths = [str(n) for n in at.lengths]
-    name = "held-out loss" if at.name == "lm" else "cosine"
-    head = ["rewrite", "strength", f"{name}", "healed", "parameters", "KV bytes a token"]
-    head += [f"ms at {n} tokens (times the exact one's)" for n in lengths]
+    lengths = list(lines[0].ms)
+    head = ["rewrite", "strength", "held-out loss" if name == "lm" else "cosine", "healed", "parameters"]
+    head += ["KV bytes a token", *(f"ms at {n} tokens (times the exact one's)" for n in lengths)]
     rows = [head, ["---"] * len(head)]
-    for x in (first, *lines):
+    for x in lines:
         healed = "–" if x.healed is None else f"{x.healed:.4f}"
         cells = [x.rewrite, x.strength, f"{x.quality:.4f}", healed, f"{x.parameters:,}", f"{x.kv_bytes:,}"]
         rows.append([*cells, *(f"{x.ms[n]:.0f} ({x.ms[n] / x.original_ms[n]:.2f})" for n in lengths)])
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-    left = "\n".join(f"- {name}: {why}" for name, why in declined.items())
-    return f"## {at.title}\n\n{text}\n" + (f"\nLeft out:\n\n{left}\n" if left else "")
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
+    notes = [f"{x.rewrite} ({x.strength}): {x.note}" for x in lines if x.note]
+    notes += [f"{rewrite}: left out, {why}" for rewrite, why in declined.items()]
+    return text + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
 
 
-def picture(path: Path, found: Mapping[str, tuple[Figures, Sequence[Figures]]]) -> None:
+def picture(path: Path, found: Mapping[str, Sequence[Figures]]) -> None:
     """Quality over the KV cache, before and after healing. Needs matplotlib, of the extra `bench`."""
     import matplotlib
 
@@ -174,7 +174,7 @@ def picture(path: Path, found: Mapping[str, tuple[Figures, Sequence[Figures]]]) 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(6.4 * len(found), 4.4), squeeze=False)
-    for axis, (name, (first, lines)) in zip(axes[0], found.items(), strict=True):
+    for axis, (name, (first, *lines)) in zip(axes[0], found.items(), strict=True):
         axis.axhline(first.quality, color="0.6", linewidth=1, label="exact")
         for i, x in enumerate(lines):
             at, color = x.kv_bytes / 1024, f"C{i}"
@@ -199,7 +199,7 @@ def picture(path: Path, found: Mapping[str, tuple[Figures, Sequence[Figures]]]) 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--steps", type=int, default=60, help="healing budget, updates")
+    parser.add_argument("--steps", type=int, default=40, help="healing budget, updates")
     parser.add_argument("--repeats", type=int, default=4, help="timed calls at short lengths, the first left out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
@@ -208,41 +208,42 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
-    found, parts = {}, []
     for name in asked.subjects:
         at = SUBJECTS[name]()
         rows = [r for r in ROWS if name in r.subjects and asked.only in r.rewrite]
         ours, original = timings(baseline(at), at, asked.repeats)
         size = sum(p.numel() for p in at.model.parameters())
-        first = Figures(
-            name, "none", "exact", 0, at.quality(at.model), None, size, kv_bytes(baseline(at)), ours, original
-        )
-        lines, declined = [], {}
+        kv, quality = kv_bytes(baseline(at)), at.quality(at.model)
+        lines, declined = [Figures(name, "none", "exact", 0, quality, None, size, kv, ours, original)], {}
         for row in tqdm(rows, desc=name):
             line = measure(row, at, asked.steps, asked.repeats)
             if isinstance(line, str):
                 declined[f"{row.rewrite} ({row.strength})"] = line
             else:
                 lines.append(line)
-        found[name] = first, lines
-        parts.append(table(at, lines, declined, first))
-        write(asked, found, parts)
+            write(asked, name, at.title, lines, declined)
     return 0
 
 
 def write(
-    asked: argparse.Namespace, found: Mapping[str, tuple[Figures, Sequence[Figures]]], parts: Sequence[str]
-) -> None:
-    """Everything measured so far."""
-    about = {"machine": platform.machine(), "torch": torch.__version__, "threads": asked.threads, "steps": asked.steps}
-    lines = [asdict(x) for first, rest in found.values() for x in (first, *rest)]
-    (asked.out / "quality.json").write_text(json.dumps({"about": about, "rows": lines}, indent=1) + "\n")
-    head = (
-        f"# Quality of rewrites\n\n`python -m benchmarks.quality --steps {asked.steps}`; {asked.threads} thread(s), "
-        f"torch {torch.__version__}. Healing: {asked.steps} updates of `attnopt.heal`. Times are of the forward before "
-        "healing; in brackets against the model with exact rewrites alone, interleaved in one process.\n\n"
+    asked: argparse.Namespace, name: str, title: str, lines: Sequence[Figures], declined: Mapping[str, str]
+) -> None:  # fmt: skip
+    """What was measured of one subject so far, beside what is on disk of the others."""
+    path = asked.out / "quality.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    about = {"torch": torch.__version__, "threads": asked.threads, "steps": asked.steps, "title": title}
+    held[name] = {"about": about, "rows": [asdict(x) for x in lines], "left out": dict(declined)}
+    path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+    text = (
+        "# Quality of rewrites\n\n`python -m benchmarks.quality`. Times are of the forward before healing; in brackets "
     )
-    (asked.out / "quality.md").write_text(head + "\n".join(parts))
+    text += "against the model with exact rewrites alone, interleaved in one process.\n"
+    found = {n: [Figures(**row) for row in x["rows"]] for n, x in sorted(held.items())}
+    for n, x in sorted(held.items()):
+        text += f"\n## {x['about']['title']}\n\n{table(n, found[n], x['left out'])}"
+        about = x["about"]
+        text += f"\nHealing: {about['steps']} updates. {about['threads']} thread(s), torch {about['torch']}.\n"
+    (asked.out / "quality.md").write_text(text)
     if not asked.no_picture:
         picture(asked.out / "quality.png", found)
 

@@ -38,7 +38,7 @@ class Subject:
     lr: float
 
 
-def language_model(windows: int = 8) -> Subject:
+def language_model(windows: int = 6) -> Subject:
     """The trained subject."""
     from benchmarks.subject import load_subject
     from benchmarks.subject.model import next_byte_loss
@@ -46,7 +46,7 @@ def language_model(windows: int = 8) -> Subject:
     from benchmarks.subject.text import stdlib
 
     text = stdlib()
-    heldout, learned = cut(text.heldout, 1024, windows), cut(text.train, 512, 96)
+    heldout, learned = cut(text.heldout, 1024, windows), cut(text.train, 256, 168)
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=1 << 15)
 
     def inputs(ids: Tensor) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def language_model(windows: int = 8) -> Subject:
 
     return Subject(
         "lm", "language model of Python source, 4.6 M parameters", load_subject(), inputs(learned[:2]),
-        {"input_ids": {0: batch, 1: length}, "use_cache": None}, [inputs(x) for x in learned[:8].split(2)],
+        {"input_ids": {0: batch, 1: length}, "use_cache": None}, [inputs(x) for x in learned[:8].split(4)],
         [inputs(x) for x in learned[8:].split(2)], quality, "lower",
         lambda n: inputs(torch.frombuffer(bytearray(text.heldout[:n]), dtype=torch.uint8)[None].long()), LENGTHS,
         "kl", 3e-4,

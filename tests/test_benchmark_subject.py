@@ -25,7 +25,7 @@ def test_the_checkpoint_loads_and_has_the_recorded_loss() -> None:
     assert ids.shape == (4, 1024)
     # The recipe keeps four decimals; rounding of fp32 in another order of summation is far below that.
     assert loss_of(model, ids) == pytest.approx(about["excerpt_loss"], abs=1e-3)
-    assert about["heldout_loss_256"] < 0.75 * _pairs(ids)
+    assert max(about["heldout_loss"], about["heldout_loss_256"]) < 0.6 * _pairs(ids)
 
 
 def _pairs(ids: Tensor) -> float:
@@ -36,8 +36,8 @@ def _pairs(ids: Tensor) -> float:
 
 
 def test_longer_contexts_are_read() -> None:
-    """The last 128 bytes of windows of 256 are predicted better than without what comes before."""
-    model, ids = load_subject(), heldout_excerpt()[:, :256]
+    """The last 128 bytes of windows of 1,024 are predicted better than without what comes before."""
+    model, ids = load_subject(), heldout_excerpt()
     with torch.no_grad():
         whole = model(ids).logits[:, -128:]
         alone = model(ids[:, -128:]).logits
