@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "attnopt needs Python 3.10 to 3.12; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,hf,onnx]'
 	@touch $@
 
 env: $(STAMP) ## Create .venv and install what is missing

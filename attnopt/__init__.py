@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnopt._version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from attnopt import rewrites
+    from attnopt import onnx, rewrites
     from attnopt.api import explain, optimize
     from attnopt.errors import AttnoptError
     from attnopt.healing import heal
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "explain",
     "heal",
+    "onnx",
     "optimize",
     "rewrites",
 ]
@@ -49,8 +50,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "rewrites":
-        return import_module("attnopt.rewrites")
+    if name in ("onnx", "rewrites"):
+        return import_module(f"attnopt.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'attnopt' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

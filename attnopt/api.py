@@ -87,11 +87,11 @@ def optimize(
         OptionError: for unknown rewrites or options. CaptureError: if no graph can be made.
         ShapeError: for inputs that do not fit the model's device or, later, the captured shapes.
     """
-    _check_call(model, args, kwargs)
+    check_call(model, args, kwargs)
     settings = Settings(
         tuple(rewrites or ()), tolerance, calibration, dynamic_shapes, rest, validate, strict, Options.make(options)
     )
-    fast = OptimizedModule(model, _Builder(settings))
+    fast = OptimizedModule(model, Builder(settings))
     if args or kwargs:
         fast.compile_for(tuple(args), dict(kwargs or {}))
     return fast
@@ -101,7 +101,7 @@ def explain(
     model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, **same: Any
 ) -> Report:
     """The report that `optimize` with the same arguments would start from. Changes and compiles nothing."""
-    _check_call(model, args, kwargs)
+    check_call(model, args, kwargs)
     known = {"rewrites", "tolerance", "calibration", "dynamic_shapes", "rest", "validate", "strict", "options"}
     if set(same) - known:
         raise OptionError(f"unknown arguments {sorted(set(same) - known)}; known are {sorted(known)}.")
@@ -126,7 +126,7 @@ def _explained(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, op
     return Report(tuple(f.site() for f in found), type(model).__name__, notes, others=others)
 
 
-def _check_call(model: Any, args: Any, kwargs: Any) -> None:
+def check_call(model: Any, args: Any, kwargs: Any) -> None:
     if not isinstance(model, nn.Module):
         raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     if not isinstance(args, (tuple, list)):
@@ -136,7 +136,7 @@ def _check_call(model: Any, args: Any, kwargs: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Builder:
+class Builder:
     """Builds the forward of an `OptimizedModule`; picklable, so that the module is."""
 
     settings: Settings
@@ -156,6 +156,12 @@ class _Builder:
             return compile_with_dynamo(fast, args, kwargs, settings, str(error))
         captured = _approximated(fast, captured, args, kwargs, settings)
         return _build(fast, captured, args, kwargs, settings)
+
+
+def captured_for(fast: OptimizedModule, args: Any, kwargs: Any, settings: Settings) -> Captured:
+    """The capture of the module for these inputs, after the approximate rewrites: where every export begins."""
+    captured = capture(full_size(fast), args, kwargs, settings.dynamic_shapes)
+    return _approximated(fast, captured, args, kwargs, settings)
 
 
 def _approximated(fast: OptimizedModule, captured: Captured, args: Any, kwargs: Any, settings: Settings) -> Captured:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAZY = ("triton", "onnx", "onnxscript", "onnxruntime", "transformers", "rich", "jinja2")
 NAMES = (
     "optimize", "explain", "heal", "AttentionSpec", "Options", "Report", "AttnoptError", "Pattern", "PATTERNS", "rewrites",
-    "__version__",
+    "onnx", "__version__",
 )  # fmt: skip
 
 
@@ -39,6 +39,10 @@ def test_import_loads_no_optional_package() -> None:
 def test_the_doors_load_no_optional_package() -> None:
     loaded = _modules_beyond_torch("import attnopt; attnopt.optimize, attnopt.explain, attnopt.Options, attnopt.Report")
     assert not loaded & set(LAZY)
+
+
+def test_the_onnx_door_imports_onnx_only_when_it_is_used() -> None:
+    assert not _modules_beyond_torch("import attnopt.onnx; attnopt.onnx.export") & set(LAZY)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _sum(first: tuple[Region, Dims], second: tuple[Region, Dims], node: fx.Node)
     """The sum of two regions, each seen through views with the given dimensions, as the value of `node`."""
     (left, dims), (right, others) = first, second
     ends = [x for x in node.args[:2] if isinstance(x, fx.Node)]
-    alike = {(value(x).shape, value(x).dtype) for x in (*ends, node)}
+    alike = {(str(value(x).shape), value(x).dtype) for x in (*ends, node)}
     heads = {(r.spec.heads.q, r.spec.heads.d_v, r.batch) for r in (left, right)}
     alone = all(len(x.users) == 1 and not x.meta.get(WRITES) for x in ends)
     if len(alike) > 1 or len(heads) > 1 or dims != others or not alone or node.kwargs or node.meta.get(WRITES):

@@ -60,6 +60,7 @@ class Lowering:
             out = self._arrange(region, total, dtype)
         for call in calls:
             call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
+            call.meta["attnopt_anchor"] = region.anchor.name
         call = calls[0]
         call.meta["attnopt_call"] = region.anchor.name
         out.meta = {**region.output.meta, "attnopt_site": region.anchor.name}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy as sp
 import torch
 from sympy.logic.boolalg import BooleanFalse, BooleanTrue
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from attnopt import expr as ex
 from attnopt.errors import SpecError
@@ -25,12 +26,6 @@ def _snap(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     return torch.where(nearest.isfinite(), nearest + (x - x.detach()), x)
 
 
-def _power(base: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    if not base.is_floating_point() and (exponent.is_floating_point() or bool((exponent < 0).any())):
-        base = base.to(exponent.dtype if exponent.is_floating_point() else torch.float32)
-    return torch.pow(base, exponent)
-
-
 def _fold(function: Callable[[Any, Any], Any]) -> Callable[..., torch.Tensor]:
     return lambda *args: functools.reduce(function, args)
 
@@ -38,7 +33,7 @@ def _fold(function: Callable[[Any, Any], Any]) -> Callable[..., torch.Tensor]:
 _TABLE: dict[type, Callable[..., torch.Tensor]] = {
     sp.Add: _fold(torch.add),
     sp.Mul: _fold(torch.mul),
-    sp.Pow: _power,
+    sp.Pow: torch.pow,
     ex.FloorDiv: lambda x, y: torch.div(x, y, rounding_mode="floor"),
     ex.Mod: torch.remainder,
     ex.Maximum: torch.maximum,
@@ -79,6 +74,7 @@ class Scope:
         dtype: floating dtype of constants and of integers that meet floats.
         far: products of features, `[B, H, Q, K]`, where the normaliser is mixed.
         totals: sums of a row's weights and of their absolute values, `[B, H, Q, 1]`, where they are known.
+        whole: the sizes of those axes that are 0, 1, 2 and so on: under `torch.export` no values can be looked at.
     """
 
     axes: Mapping[sp.Symbol, torch.Tensor]
@@ -89,6 +85,7 @@ class Scope:
     memo: dict[tuple[sp.Basic, torch.dtype], torch.Tensor] = field(default_factory=dict)
     far: torch.Tensor | None = None
     totals: tuple[torch.Tensor, torch.Tensor] | None = None
+    whole: Mapping[sp.Symbol, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.axes.values())).device
@@ -107,7 +104,7 @@ def evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
     key = (expr, inside)
     if key not in scope.memo:
         if inside is not scope.dtype:
-            narrow = Scope(scope.axes, scope.sizes, scope.captures, scope.s, inside)
+            narrow = replace(scope, dtype=inside, memo={}, totals=None)
             scope.memo[key] = _evaluate(expr, narrow)
         else:
             scope.memo[key] = _evaluate(expr, scope)
@@ -125,6 +122,10 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
         return torch.tensor(int(expr), dtype=torch.int64, device=scope.device)
     if expr.is_number:
         return torch.tensor(float(expr), dtype=_constant_dtype(scope.dtype), device=scope.device)
+    if isinstance(expr, (sp.Ne, sp.Eq)) and isinstance(expr.args[0], ex.IntLoad) and expr.args[1] == 0:
+        value = _elements(expr.args[0], scope)
+        if value.dtype == torch.bool:
+            return value if isinstance(expr, sp.Ne) else ~value
     squashed = _squashed(expr)
     if squashed is not None:
         function, inner = squashed
@@ -155,6 +156,8 @@ _FLOAT_FUNCTIONS = (sp.exp, sp.log, sp.tanh, sp.sin, sp.cos, sp.erf)
 def _arguments(expr: sp.Basic, args: list[torch.Tensor], scope: Scope) -> list[torch.Tensor]:
     """Integers as floats of the scope where a float is wanted, so that torch's default dtype plays no part."""
     mixed = any(a.is_floating_point() for a in args) and isinstance(expr, (sp.Add, sp.Mul, ex.Where, sp.Pow))
+    if isinstance(expr, sp.Pow) and not args[0].is_floating_point() and not expr.args[1].is_nonnegative:
+        return [args[0].to(torch.float32), args[1]]
     if isinstance(expr, _FLOAT_FUNCTIONS) or mixed:
         dtype = _constant_dtype(scope.dtype)
         return [a if a.is_floating_point() or a.dtype == torch.bool else a.to(dtype) for a in args]
@@ -176,20 +179,50 @@ def _symbol(symbol: sp.Symbol, scope: Scope) -> torch.Tensor:
         if scope.totals is None:
             raise SpecError("this part of the spec may not mention the sums of a row's weights.")
         return scope.totals[symbol == ex.a]
-    return torch.tensor(scope.sizes[symbol], dtype=torch.int64, device=scope.device)
+    return torch.full((), scope.sizes[symbol], dtype=torch.int64, device=scope.device)
 
 
 def _load(expr: ex.Load, scope: Scope) -> torch.Tensor:
+    value = _elements(expr, scope)
+    if isinstance(expr, ex.IntLoad):
+        return value if value.dtype == torch.int64 else value.to(torch.int64)
+    return value.to(scope.dtype)
+
+
+def _elements(expr: ex.Load, scope: Scope) -> torch.Tensor:
+    """What the load reads, in the dtype that the tensor has."""
     name, *indices = expr.args
     tensor = scope.captures[name.name]
     value = _slice(tensor, indices, scope)
     if value is None:
+        value = _rows(tensor, indices, scope)
+    if value is None:
         # An index may leave the tensor only where a `Where` discards the element, so any element will do there.
         places = [evaluate(i, scope).clamp(0, max(size - 1, 0)) for i, size in zip(indices, tensor.shape, strict=True)]
         value = tensor[tuple(places)] if places else tensor
-    if isinstance(expr, ex.IntLoad):
-        return value if value.dtype == torch.int64 else value.to(torch.int64)
-    return value.to(scope.dtype)
+    return value
+
+
+def _rows(tensor: torch.Tensor, indices: list[sp.Expr], scope: Scope) -> torch.Tensor | None:
+    """The load as a gather along one dimension, where all others are read as they lie: `line[h, k - q]`.
+
+    Its indices are `[Q, K]` numbers, where those of a general gather are one for every head and dimension.
+    """
+    computed = [dim for dim, i in enumerate(indices) if i not in scope.whole]
+    coordinates = [i for i in indices if i in scope.whole]
+    if len(computed) != 1 or len(set(coordinates)) != len(coordinates) or not coordinates:
+        return None
+    (dim,) = computed
+    sizes = [size for place, size in enumerate(tensor.shape) if place != dim]
+    fit = [statically_known_true(scope.whole[c] == n) for c, n in zip(coordinates, sizes, strict=True)]
+    if not all(fit) or ex.depends(indices[dim], *coordinates):
+        return None
+    index = evaluate(indices[dim], scope).clamp(0, max(tensor.shape[dim] - 1, 0))
+    found = tensor.movedim(dim, -1).index_select(-1, index.flatten()).unflatten(-1, index.shape)
+    count, axes = len(coordinates), list(ex.COORDINATES)
+    order = [coordinates.index(c) if c in coordinates else count + axes.index(c) for c in axes]
+    ones = [count + axes.index(c) for c in coordinates]
+    return found.permute(order + ones).flatten(3)
 
 
 def _slice(tensor: torch.Tensor, indices: list[sp.Expr], scope: Scope) -> torch.Tensor | None:
@@ -203,6 +236,12 @@ def _slice(tensor: torch.Tensor, indices: list[sp.Expr], scope: Scope) -> torch.
             if not 0 <= int(index) < size:
                 return None
             tensor = tensor.select(dim, int(index))
+            continue
+        if index in scope.whole:
+            extent = scope.whole[index]
+            if not statically_known_true(extent <= size):
+                return None
+            tensor = tensor.narrow(dim, 0, extent)
             continue
         axis = scope.axes[index]
         if axis.numel() and int(axis[-1]) >= size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 import torch
@@ -205,7 +205,8 @@ def _fill_weights(policy: EmptyRow, weights: torch.Tensor, empty: torch.Tensor) 
 
 
 def _fill_empty(policy: EmptyRow, out: torch.Tensor, empty: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    if policy is EmptyRow.ZERO or not (transformed() or bool(empty.any())):
+    # Under `torch.export` and `torch.func` nobody can look whether there is such a row.
+    if policy is EmptyRow.ZERO or not (torch.compiler.is_exporting() or transformed() or bool(empty.any())):
         return out
     filler = torch.full_like(out, torch.nan) if policy is EmptyRow.NAN else v.mean(-2, keepdim=True)
     return torch.where(empty, filler, out)
@@ -231,6 +232,7 @@ def _scope(
     sample: Sample,
     work: torch.dtype,
 ) -> Scope:
+    """What the spec's symbols stand for in a call with these operands; scores are not among them."""
     extents = (sample.whole_batch or q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     picks = (sample.batch, sample.heads, sample.rows, None)
     axes = {
@@ -240,13 +242,14 @@ def _scope(
     sizes = dict(zip(ex.SIZES, extents, strict=True))
     sizes |= {ex.scalar(name): int(value) for name, value in zip(spec.scalars, scalars, strict=False)}
     named = {c.name: tensor for c, tensor in zip(spec.captures, captures, strict=True)}
-    return Scope(axes, sizes, named, None, work)
+    whole = {c: n for c, n, pick in zip(ex.COORDINATES, extents, picks, strict=True) if pick is None}
+    return Scope(axes, sizes, named, None, work, whole=whole)
 
 
 def _without_scores(scope: Scope) -> Scope:
     """Masks, sinks and gates are evaluated at least in fp32, whatever the scores are rounded to."""
     wide = torch.float64 if scope.dtype == torch.float64 else torch.float32
-    return Scope(scope.axes, scope.sizes, scope.captures, None, wide)
+    return replace(scope, s=None, dtype=wide, memo={}, totals=None)
 
 
 def _take(tensor: torch.Tensor, dim: int, index: torch.Tensor | None) -> torch.Tensor:

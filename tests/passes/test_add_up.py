@@ -83,3 +83,10 @@ def test_the_gradient_reaches_both_sets_of_keys() -> None:
     leaves = [x.clone().requires_grad_() for x in QKV]
     fast(*leaves).square().sum().backward()
     assert all(bool((x.grad.abs().amax(-1) > 0).all()) for x in leaves[1:])  # type: ignore[union-attr]
+
+
+def test_a_sum_of_any_length_is_one_site() -> None:
+    q, k, v = (torch.randn(2, 4, 7, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    module, varies = Function(ROWS[3].run).eval(), {2: torch.export.Dim.DYNAMIC}
+    report = attnopt.explain(module, (q, k, v), dynamic_shapes={"args": (varies,) * 3})
+    assert [s.status for s in report.sites] == ["fused"]

@@ -1,0 +1,46 @@
+"""Running an ONNX model in ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from attnopt.errors import AttnoptError
+from attnopt.onnx.require import package
+
+
+class SessionError(AttnoptError):
+    """ONNX Runtime refused a model, or failed to run it."""
+
+
+class Session:
+    """A loaded model; calls take and give tensors."""
+
+    def __init__(self, model: Path | bytes, threads: int = 0) -> None:
+        ort = package("onnxruntime", "checking an export")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        try:
+            given = model if isinstance(model, bytes) else str(model)
+            self.session = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise SessionError(_told(error)) from error
+
+    def __call__(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The model's outputs for inputs of these names; those that the model does not take are left out."""
+        wanted = {x.name for x in self.session.get_inputs()}
+        feed = {n: t.detach().cpu().numpy() for n, t in zip(names, tensors, strict=True) if n in wanted}
+        try:
+            return [torch.from_numpy(x) for x in self.session.run(None, feed)]
+        except Exception as error:
+            raise SessionError(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """ONNX Runtime's message on one line, without its internals' addresses."""
+    text = " ".join(str(error).split())
+    return f"ONNX Runtime: {text[:300]}"
