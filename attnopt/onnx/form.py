@@ -73,6 +73,8 @@ def _beyond(spec: AttentionSpec) -> str:
     """What of the spec, the score apart, no operator says; empty for nothing."""
     if not isinstance(spec.normalizer, Softmax):
         return f"no ONNX operator has this normaliser: {spec.normalizer}"
+    if spec.select is not None:
+        return "no ONNX operator chooses the blocks of keys that a query visits"
     if spec.weight != 1:
         return "no ONNX operator changes the weights after the softmax"
     if spec.dropout:
