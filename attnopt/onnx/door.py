@@ -176,8 +176,11 @@ class _Job:
     ) -> dict[str, Any]:  # fmt: skip
         """Figures of the comparisons. Raises `ValidationError` if the file is not the model."""
         check_file(path)
+        double = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in (*states, *leaves))
+        if double:
+            notes.append("compared without ONNX Runtime's extended optimisations, which round scales to fp32")
         try:
-            session = Session(path)
+            session = Session(path, basic=double)
         except AttnoptError as error:
             raise ValidationError(f"the exported model cannot be loaded: {error}") from error
         figures = {"validation": _held(verdict(original, states, leaves, session, inputs), "the example inputs")}

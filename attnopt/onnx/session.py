@@ -16,14 +16,20 @@ class SessionError(AttnoptError):
 
 
 class Session:
-    """A loaded model; calls take and give tensors."""
+    """A loaded model; calls take and give tensors.
 
-    def __init__(self, model: Path | bytes, threads: int = 0) -> None:
+    `basic` leaves out ONNX Runtime's extended optimisations: its fusion of a scale into a product rounds the scale to
+    fp32, in fp64 models too.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 0, basic: bool = False) -> None:
         ort = package("onnxruntime", "checking an export")
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.inter_op_num_threads = 1
+        if basic:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
             given = model if isinstance(model, bytes) else str(model)
             self.session = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.onnx.form import CAUSAL, Form, always, form_of
-from attnopt.spec import AttentionSpec, Capture, Heads, Pointwise, Softmax
+from attnopt.spec import AttentionSpec, Capture, Heads, Pointwise, Select, Softmax
 from tests.specs import CASES
 
 HEADS = Heads(4, 2, 2, 8, 8)
@@ -46,6 +46,7 @@ def test_what_varies_by_query_or_sign_goes_to_the_queries() -> None:
         {"normalizer": Pointwise()},
         {"dropout": 0.5},
         {"returns": ("lse",)},
+        {"select": Select("topk", (sp.Integer(2),))},
     ],
     ids=str,
 )
