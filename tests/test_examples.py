@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-NEEDED = {"09_onnx": ("onnxruntime", "onnxscript")}
+NEEDED = {"10_onnx": ("onnxruntime", "onnxscript")}
 
 
 def test_examples_are_numbered_without_gaps() -> None:
