@@ -73,6 +73,12 @@ def _broadcast_group(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q @ k[:, :, None].mT, v[:, :, None]).flatten(1, 2)
 
 
+def _two_sets(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two sets of keys under one softmax, each with a product of its own for scores and for values."""
+    weights = torch.cat([q @ k[:, :, :4].mT, q @ k[:, :, 4:].mT], -1).softmax(-1)
+    return weights[..., :4] @ v[:, :, :4] + weights[..., 4:] @ v[:, :, 4:]
+
+
 def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1).softmax(-1)
     return (weights.unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
@@ -129,4 +135,5 @@ ROWS = (
     Spelling("vectors_times_matrix", lambda q, k, v: torch.matmul(torch.matmul(q, k.t()).softmax(-1), v), "1 heads, d=8; score s", ((8,), (K, 8), (K, 8))),
     Spelling("mv", lambda q, k, v: torch.mv(v.t(), torch.mv(k, q).softmax(0)), "1 heads, d=8; score s", ((8,), (K, 8), (K, 8))),
     Spelling("vector_for_all", lambda q, k, v: ((k @ q).softmax(-1)[..., None, :] @ v)[..., 0, :], PLAIN, ((8,), (2, 4, K, 8), (2, 4, K, 8))),
+    Spelling("two_sets_of_keys", _two_sets, PLAIN),
 )  # fmt: skip
