@@ -32,6 +32,7 @@ def _term(spec: AttentionSpec) -> str:
         total = f"({total}) / {_factor(normalizer.divide)}"
     if spec.gate != 1:
         total = f"{_factor(spec.gate)} * ({total})"
+    total += "" if spec.rows == sp.true else f" where {show(spec.rows)}, else 0"
     return f"{total}, with s = Q[b, h, q]·K[b, {key}, k]"
 
 

@@ -84,6 +84,8 @@ class AttentionSpec:
         weight: factor of each weight after the normaliser, an expression like `score`.
         empty_row: the result of a row without any kept key under a softmax.
         gate: weight of a head's output, an expression in `b, h, q` and loads.
+        rows: which rows are computed, a boolean expression in `b, h, q` and loads; the others are zero, with an lse
+            of -inf. A mixture of heads: what a token did not choose costs nothing.
         select: which blocks of keys an approximate site visits; None means all that `keep` allows.
         merge: further attentions whose results are added to this one's.
         dropout: probability of dropping a weight (training only).
@@ -99,6 +101,7 @@ class AttentionSpec:
     weight: sp.Expr = sp.S.One
     empty_row: EmptyRow = EmptyRow.NAN
     gate: sp.Expr = sp.S.One
+    rows: Boolean = sp.true
     select: Select | None = None
     merge: tuple[AttentionSpec, ...] = ()
     dropout: float = 0.0
@@ -110,7 +113,7 @@ class AttentionSpec:
         """The same mathematics in canonical expressions."""
         return replace(
             self, score=ex.canon(self.score), keep=ex.canon(self.keep), gate=ex.canon(self.gate),
-            weight=ex.canon(self.weight), select=self.select and self.select.canonical(),
+            weight=ex.canon(self.weight), select=self.select and self.select.canonical(), rows=ex.canon(self.rows),
             merge=tuple(m.canonical() for m in self.merge),
         )  # fmt: skip
 
@@ -123,6 +126,7 @@ class AttentionSpec:
     def expressions(self) -> dict[str, sp.Basic]:
         """Every expression by the name of its part; a normaliser's own among them."""
         own = {"score": self.score, "keep": self.keep, "gate": self.gate, "weight": self.weight}
+        own |= {"rows": self.rows} if self.rows != sp.true else {}
         if self.select is not None and self.select.own is not None:
             own["own"] = self.select.own
         if isinstance(self.normalizer, Pointwise):
@@ -177,6 +181,8 @@ class AttentionSpec:
             parts.append(str(self.select))
         if self.gate != 1:
             parts.append(f"gate {show(self.gate)}")
+        if self.rows != sp.true:
+            parts.append(f"rows where {show(self.rows)}")
         if self.dropout:
             parts.append(f"dropout {self.dropout:g}")
         return " + ".join(["; ".join(parts), *(f"({m})" for m in self.merge)])
@@ -200,6 +206,7 @@ def _to_json(spec: AttentionSpec) -> dict[str, Any]:
         "captures": [[c.name, c.kind, list(c.shape)] for c in spec.captures],
         "scalars": list(spec.scalars),
         "merge": [_to_json(m) for m in spec.merge],
+        **({"rows": ex.to_tree(spec.rows)} if spec.rows != sp.true else {}),
     }
 
 
@@ -226,6 +233,7 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
         ),
         scalars=tuple(map(str, data["scalars"])),
         merge=tuple(map(_from_json, data["merge"])),
+        rows=ex.from_tree(data["rows"]) if "rows" in data else sp.true,
     )
 
 
@@ -241,6 +249,8 @@ def _verify(spec: AttentionSpec) -> None:
     mixed = spec.normalizer if isinstance(spec.normalizer, Mixed) else None
     if mixed is not None and not (ex.is_boolean(mixed.near) and 0 < mixed.features < heads.d_qk):
         raise SpecError(f"a mixed normaliser needs a condition, and features within the {heads.d_qk} columns: {mixed}.")
+    if not ex.is_boolean(spec.rows):
+        raise SpecError(f"rows must be a boolean expression: {show(spec.rows)}.")
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
     if set(spec.returns) - {"lse"}:
@@ -250,7 +260,7 @@ def _verify(spec: AttentionSpec) -> None:
         raise SpecError(f"names of captures and scalars must be distinct identifiers: {names}, {spec.scalars}.")
     allowed = {*ex.COORDINATES, *ex.SIZES, *map(ex.scalar, spec.scalars)}
     row = allowed - {ex.k}
-    may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row,
+    may = {"score": allowed | {ex.s}, "keep": allowed, "weight": allowed | {ex.s}, "gate": row, "rows": row,
            "divide": row | {ex.t, ex.a}, "sink": row, "near": allowed, "own": row - {ex.h, ex.n_h}}  # fmt: skip
     for part, expr in spec.expressions.items():
         _check_expression(part, expr, may[part], spec)

@@ -87,6 +87,17 @@ def _documents(sizes: Sizes, generator: torch.Generator) -> torch.Tensor:
     return ids * 2**32 + 7
 
 
+def _routes(sizes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """`[B, H, n_q]`, zero where a token did not choose a head; the first head is always on, nobody chooses the last."""
+    import torch
+
+    chosen = torch.rand([sizes.batch, sizes.heads, sizes.n_q], generator=generator)
+    gates = torch.where(chosen < 0.5, chosen + 0.5, 0.0)
+    gates[:, 0] = 1.0
+    gates[:, -1] = 0.0
+    return gates
+
+
 def _batch(x: Sizes) -> int:
     return x.batch
 
@@ -125,6 +136,8 @@ _S = ex.number(32**-0.5) * s
 _CAUSAL = k <= q
 _PAD = sp.Ne(ex.load("pad", b, k, integer=True), 0)
 _SAME = sp.Eq(ex.load("doc", b, q, integer=True), ex.load("doc", b, k, integer=True))
+_ROUTE = ex.load("gain", b, h, q)
+_CHOSEN = sp.Ne(_ROUTE, 0)
 _ALIBI = ex.load("slope", h) * (k - q)
 _TABLE = Heads(5, 3, 2, 16, 24, (0, 2, 1, 1, 0), (1, 0, 0, 1, 1))
 
@@ -200,6 +213,23 @@ CASES: tuple[Case, ...] = (
         "gate_per_row",
         _spec(gate=ex.load("gain", b, h, q), captures=(_float("gain", 3),)),
         (_randn(_batch, _heads, _queries),),
+    ),
+    Case(
+        "routed",
+        _spec(gate=_ROUTE, rows=_CHOSEN, keep=_CAUSAL, captures=(_float("gain", 3),), returns=("lse",)),
+        (_routes,),
+    ),
+    Case(
+        "routed_groups",
+        _spec(
+            Heads(8, 2, 2, 32, 32), gate=_ROUTE, rows=_CHOSEN, captures=(_float("gain", 3), _int("pad", 2)),
+            keep=sp.And(_PAD, k > q + n_k - n_q - 40, k <= q + n_k - n_q), empty_row=EmptyRow.UNIFORM,
+        ),
+        (_routes, _hard_padding),
+    ),
+    Case(
+        "routed_halves",
+        _spec(_TABLE, rows=sp.Eq(ex.Mod(q + h, 2), 0), keep=sp.Or(k < 5, _CAUSAL)),
     ),
     Case(
         "documents",

@@ -48,6 +48,7 @@ def linear_form(spec: AttentionSpec) -> LinearForm | None:
         or spec.merge
         or spec.returns
         or spec.select
+        or spec.rows != sp.true
     ):
         return None
     if normalizer.divide.has(ex.a):

@@ -40,6 +40,8 @@ def mixed_form(spec: AttentionSpec) -> MixedForm | None:
     normalizer = spec.normalizer
     if not isinstance(normalizer, Mixed) or spec.weight != 1 or spec.dropout or spec.merge or spec.returns:
         return None
+    if spec.rows != sp.true:
+        return None
     scale = sp.cancel(spec.score / ex.s)
     if not scale.is_number or spec.empty_row is not EmptyRow.ZERO:
         return None

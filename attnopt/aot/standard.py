@@ -42,6 +42,8 @@ def standard(heads: Heads | None = None) -> Iterator[tuple[str, AttentionSpec]]:
                   "captures": (Capture("sink", "float", (None,)),)}),
         ("gate", {"gate": ex.load("gate", b, h, q), "keep": _CAUSAL,
                   "captures": (Capture("gate", "float", (None,) * 3),)}),
+        ("routed", {"gate": ex.load("gate", b, h, q), "rows": sp.Ne(ex.load("gate", b, h, q), 0), "keep": _CAUSAL,
+                    "captures": (Capture("gate", "float", (None,) * 3),)}),
         ("sigmoid", {"score": 1 / (1 + sp.exp(-scaled)), "normalizer": Pointwise(), "keep": _CAUSAL}),
     )  # fmt: skip
     for name, parts in rows:

@@ -16,6 +16,7 @@ from attnopt import expr as ex
 from attnopt._version import VERSION
 from attnopt.codegen.base import ABI, Kernel, Layout, Plan
 from attnopt.codegen.cpp_driver import DRIVER, PACKING
+from attnopt.codegen.cpp_gather import row_fields
 from attnopt.codegen.cpp_holes import capture_types, fill
 from attnopt.codegen.cpp_lists import list_constants, list_fields, list_reads
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
@@ -44,13 +45,13 @@ FLAGS = (
     "-shared",
 )
 _FORMS = {
-    "tile": COMMON + TILE_BLOCKS + PACKING + ENDS + TILE + DRIVER,
-    "stream": COMMON + ENDS + STREAM_BLOCKS + STREAM + STREAM_DRIVER,
+    "tile": COMMON + TILE_BLOCKS + PACKING + ENDS + TILE + DRIVER + "@GATHER@",
+    "stream": COMMON + ENDS + STREAM_BLOCKS + STREAM + STREAM_DRIVER + "@GATHER@",
 }
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
 _WORDS = """
-q k v out lse list n_b n_q n_k alignas alignof asm auto break case catch char class concept const constexpr continue
+q k v out lse list places counts n_b n_q n_k alignas alignof asm auto break case catch char class concept const constexpr continue
 bool decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
 mutable namespace new operator private protected public register requires return short signed sizeof static struct
 switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while and or
@@ -195,7 +196,7 @@ def head_map(name: str, table: tuple[int, ...], heads: int, count: int) -> str:
 def _args(spec: AttentionSpec, layout: Layout, plan: Plan) -> str:
     captures = capture_types(spec, layout)
     fields = [f"  const {c_type}* {name};\n  int64_t {name}_stride[{max(rank, 1)}];" for name, c_type, rank in captures]
-    fields += [*(f"  int64_t {name};" for name in spec.scalars), *list_fields(plan)]
+    fields += [*(f"  int64_t {name};" for name in spec.scalars), *list_fields(plan), *row_fields(spec)]
     return "\n".join(
         [
             "",

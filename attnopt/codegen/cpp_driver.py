@@ -57,8 +57,7 @@ struct Buffers {
 
 void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const float* panels, const float* values,
              Scratch& scratch) {
-  const int64_t q0 = tile * cut.height;
-  const int rows = int(minimum(cut.height, a.n_q - q0));
+@TILE_ROWS@
   query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
@@ -128,7 +127,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
   }
 }
 
-int32_t run(const Args& a, int threads) {
+int32_t @RUN@(const Args& a, int threads) {
   const bool per_head = kSharedHeads && (threads == 1 || a.n_b * kKeyHeads >= 4 * threads);
   const int64_t panels = (a.n_k + kPanel - 1) / kPanel * kPanel;
   const int64_t keys_size = panels * kD, values_size = a.n_k * kWidth;

@@ -8,10 +8,12 @@ from attnopt import expr as ex
 from attnopt.analysis import tiles
 from attnopt.codegen.base import Layout, Plan
 from attnopt.codegen.cpp_dialect import CPP
+from attnopt.codegen.cpp_gather import ROW_SCRATCH, VISIT_TILES, row_holes
 from attnopt.codegen.cpp_lists import visit_holes
 from attnopt.codegen.cpp_loads import C_TYPES, CppLoader
 from attnopt.codegen.cpp_normalizer import indent, normalizer_holes
 from attnopt.codegen.printer import Printer, Value
+from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
 
 _SCALARS = {x: Value(x.name, "i") for x in (ex.b, ex.h, ex.q, *ex.SIZES, tiles.q0, tiles.q1)}
@@ -51,11 +53,18 @@ def fill(spec: AttentionSpec, layout: Layout, plan: Plan) -> dict[str, str]:
     scale, score = scaled(spec.score)
     loader = CppLoader(spec, layout)
     weight = spec.weight.xreplace({ex.s: ex.s / scale})
+    dispatch, visit = _dispatch(plan), visit_holes(plan)
+    if spec.rows != sp.true:
+        if plan.listed:
+            raise SpecError("lists of keys are for tiles of consecutive queries")
+        dispatch["COPIES"] += ROW_SCRATCH
+        visit = {**visit, "VISIT_TILES": VISIT_TILES}
     return {
+        **row_holes(spec, lambda: _printer(spec, loader)),
         **normalizer_holes(spec, lambda: _printer(spec, loader)),
         **_row(score, weight, split, spec, loader),
-        **_dispatch(plan),
-        **visit_holes(plan),
+        **dispatch,
+        **visit,
         "RANGE": _range(split, spec, loader),
         "STATIC_MASK": "false" if split.static == sp.true else "true",
         "CHANGES": "false" if score == ex.s and split.residual == sp.true else "true",

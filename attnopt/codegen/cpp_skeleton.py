@@ -112,8 +112,7 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
   bool masked[kTileQ / kRows];
   for (int i = 0; i < blocks; ++i) {
     left[i] = rows - i * kRows < kRows ? rows - i * kRows : kRows;
-    const int64_t first = q0 + i * kRows;
-    const KeyRange range = key_range(a, b, h, first, minimum(first + kRows, q0 + rows));
+@BLOCK_RANGE@
     begin[i] = int(maximum(range.lo - k0, int64_t(0))) / kPanel * kPanel;
     end[i] = int(maximum(minimum(range.hi - k0, int64_t(kBlockK)), int64_t(0)));
     if (end[i] <= begin[i]) begin[i] = end[i] = 0;
@@ -130,7 +129,7 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
   for (int r = 0; r < rows; ++r) {
     const int i = r / kRows;
     const auto form = masked[i] && kStaticMask ? row_pass<kStaticMask> : row_pass<false>;
-    form(a, b, h, q0 + r, k0, begin[i], end[i], r, t);
+    form(a, b, h, @PLACE@, k0, begin[i], end[i], r, t);
   }
 @RESCALE@
   for (int column = 0; column < kWidth; column += kPanel) {
@@ -152,12 +151,12 @@ void key_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t
 void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const float* panels, const float* values,
                 Scratch& t) {
   const int padded = (rows + kRows - 1) / kRows * kRows;
-  const Element* first = a.q + b * a.q_stride[0] + h * a.q_stride[1] + q0 * a.q_stride[2];
-  for (int r = 0; r < rows; ++r) read_row(first + r * a.q_stride[2], a.q_stride[3], kD, kScale, t.q + r * kD);
+  const Element* first = a.q + b * a.q_stride[0] + h * a.q_stride[1]@FIRST_QUERY@;
+  for (int r = 0; r < rows; ++r) read_row(first + @STEP@ * a.q_stride[2], a.q_stride[3], kD, kScale, t.q + r * kD);
   memset(t.q + rows * kD, 0, sizeof(float) * (padded - rows) * kD);
   memset(t.out, 0, sizeof(float) * padded * kWidth);
   for (int r = 0; r < kStats; ++r) start_row(a, b, h, r, t);
 @VISIT_TILES@
-  for (int r = 0; r < rows; ++r) finish_row(a, b, h, q0 + r, r, t);
+  for (int r = 0; r < rows; ++r) finish_row(a, b, h, @PLACE@, r, t);
 }
 """

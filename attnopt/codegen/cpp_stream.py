@@ -106,8 +106,8 @@ void find_rows(const Args& a, Tile& tile) {
   int found = 0;
   for (int64_t h = 0; h < kHeads; ++h) {
     if (key_head(h) != tile.head) continue;
-    for (int64_t q = 0; q < a.n_q && found < tile.count; ++q, ++place)
-      if (place >= tile.first) tile.h[found] = h, tile.q[found] = q, ++found;
+    for (int64_t q = 0; q < @HEAD_ROWS@ && found < tile.count; ++q, ++place)
+      if (place >= tile.first) tile.h[found] = h, tile.q[found] = @HEAD_ROW@, ++found;
   }
 }
 
@@ -238,13 +238,13 @@ INLINE Tile tile_at(const Args& a, const Work& w, int64_t piece) {
   tile.head = piece / w.tiles % kKeyHeads;
   tile.b = piece / w.tiles / kKeyHeads;
   int64_t group = 0;
-  for (int64_t h = 0; h < kHeads; ++h) group += key_head(h) == tile.head;
-  tile.count = int(maximum(minimum(group * a.n_q - tile.first, int64_t(kTileQ)), int64_t(0)));
+  for (int64_t h = 0; h < kHeads; ++h) @COUNT_GROUP@
+  tile.count = int(maximum(minimum(@GROUP_ROWS@ - tile.first, int64_t(kTileQ)), int64_t(0)));
   find_rows(a, tile);
   return tile;
 }
 
-int32_t run(const Args& a, int threads) {
+int32_t @RUN@(const Args& a, int threads) {
   const Work w = divide(a, threads);
   const int64_t parts = w.splits > 1 ? w.items * kTileQ : 0;
   void* memory = nullptr;

@@ -17,7 +17,8 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_backward import backward, undifferentiable
 from attnopt.codegen.triton_decode import decode
 from attnopt.codegen.triton_dialect import helpers, triton_float
-from attnopt.codegen.triton_forward import VISITED, Argument, block_width, forward
+from attnopt.codegen.triton_forward import VISITED, Argument, block_width, forward, listing
+from attnopt.codegen.triton_gather import gathers
 from attnopt.codegen.triton_launchers import backward_launcher, decode_launcher, forward_launcher
 from attnopt.codegen.triton_loads import TRITON_TYPES
 from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
@@ -96,19 +97,24 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
         raise SpecError(f"{reason}.")
     spec = spec.canonical()
     body, given = forward(spec, layout, plan.listed)
+    entries = [Entry("attention_forward", tuple(given))]
+    rows: list[Argument] = []
+    if gathers(spec):
+        first, rows = listing(spec, layout)
+        body, entries = f"{first}\n\n\n{body}", [Entry("attention_rows", tuple(rows)), *entries]
     sections = [
         header(spec, layout, plan, source_note, "forward"),
         constants(spec, plan, body),
         *helpers(body),
         body,
-        forward_launcher(spec, given, plan.listed),
+        forward_launcher(spec, given, plan.listed, rows),
     ]
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n",
         spec.key,
         layout,
         plan,
-        (Entry("attention_forward", tuple(given)),),
+        tuple(entries),
     )
 
 

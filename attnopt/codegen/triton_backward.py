@@ -26,6 +26,7 @@ from attnopt.codegen.triton_forward import (
     visit_calls,
     wrapped,
 )
+from attnopt.codegen.triton_gather import gathers, wanted_rows
 from attnopt.codegen.triton_parts import (
     ELEMENTS,
     Parts,
@@ -40,6 +41,7 @@ from attnopt.codegen.triton_parts import (
 from attnopt.codegen.triton_tables import SOME_KEY, sink_gradient, table_gradients
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
+_INSIDE = "rows_inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q"
 _ROW = "(tl.cast(b, tl.int64) * HEADS + h) * n_q + q"
 
 
@@ -102,7 +104,7 @@ def _rows(spec: AttentionSpec, name: str) -> list[str]:
     ]
 
 
-def _known(spec: AttentionSpec) -> list[str]:
+def _known(spec: AttentionSpec, layout: Layout) -> list[str]:
     """What is known of a tile of queries: `queries, grad, row_lse, delta, rows_inside`."""
     return [
         *load_queries(spec),
@@ -110,7 +112,9 @@ def _known(spec: AttentionSpec) -> list[str]:
         f"row = {_ROW}",
         "row_lse = tl.load(lse_ptr + row)",
         "delta = tl.load(delta_ptr + row)",
-        "rows_inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q",
+        _INSIDE,
+        *wanted_rows(spec, layout, "wanted"),
+        *(["rows_inside = rows_inside & wanted"] if gathers(spec) else []),
     ]
 
 
@@ -196,7 +200,13 @@ def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tup
     ]
     body.append(f"grad_q = tl.dot({_cast(layout, 'ds')}, tl.trans(keys), grad_q{precision(layout)})")
     loop = ["for k0 in range(lo, hi, BLOCK_N):", *indent(body)]
-    setup = [*_program(), "d = tl.arange(0, BLOCK_D)", "dv = tl.arange(0, BLOCK_DV)", *_known(spec), *key_bases(spec)]
+    setup = [
+        *_program(),
+        "d = tl.arange(0, BLOCK_D)",
+        "dv = tl.arange(0, BLOCK_DV)",
+        *_known(spec, layout),
+        *key_bases(spec),
+    ]
     setup += [*made.ranges, *split_ranges(made), *made.printer.row[len(made.ranges) :]]
     setup.append("grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)")
     wanted = _wanted(loop, given, setup, ["grad_q"])
@@ -206,6 +216,7 @@ def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tup
         *setup,
         *visit_calls(loops(made), ["grad_q"], wanted),
         *sink_gradient(spec, layout, learned),
+        *([_INSIDE] if gathers(spec) else []),
         "dq_base = dq_ptr + tl.cast(b, tl.int64) * dq_stride0 + tl.cast(h, tl.int64) * dq_stride1",
         f"tl.store(dq_base + tl.cast(q, tl.int64) * dq_stride2 + d[None, :] * dq_stride3, grad_q, mask={inside})",
     ]
@@ -218,7 +229,7 @@ def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     given = _given(spec, layout, [("dk", layout.dtype, 4), ("dv", layout.dtype, 4)])
     state, group = ["grad_k", "grad_v"], spec.heads.q // spec.heads.k
     weights = _weights(made)
-    body = ["q0 = tile * BLOCK_M", *_tile_of_queries(), *_known(spec), *made.printer.row]
+    body = ["q0 = tile * BLOCK_M", *_tile_of_queries(), *_known(spec, layout), *made.printer.row]
     body += [f"s = tl.dot(queries, keys{precision(layout)})", *weights, *_shares(spec, layout)]
     body += [
         f"grad_v = tl.dot(tl.trans({_cast(layout, 'p')}), grad, grad_v{precision(layout)})",

@@ -24,6 +24,7 @@ from attnopt.codegen.triton_forward import (
     visit_calls,
     visit_function,
 )
+from attnopt.codegen.triton_gather import wanted_rows
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, empty_state, folded_scale, parts, row_ends, words
 from attnopt.spec import AttentionSpec, Pointwise
 
@@ -152,7 +153,11 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
         *(f"    {name}_part = tl.load(state_ptr + place * {count} + {i})" for i, name in enumerate(ends.state)),
         *(f"    {line}" for line in _join(spec, ends)),
     ]
-    return [*lines, *ends.finish, *store(spec)]
+    skipped = wanted_rows(spec, layout, "wanted")
+    if skipped:
+        skipped.append("result = tl.where(wanted, result, 0.0)")
+        skipped += ['lse = tl.where(wanted, lse, float("-inf"))'] if "lse" in spec.returns else []
+    return [*lines, *ends.finish, *skipped, *store(spec)]
 
 
 def _join(spec: AttentionSpec, ends: Parts) -> list[str]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import sympy as sp
 
 from attnopt.codegen.base import Layout
+from attnopt.codegen.triton_gather import gathers, list_body, tile_of_list
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
+from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
 
 _ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
@@ -40,21 +42,37 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
     return pointers, strides
 
 
-def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False) -> list[Argument]:
-    """What the kernel is called with, in order."""
+def forward_arguments(
+    spec: AttentionSpec, layout: Layout, listed: bool = False, rows: bool = False
+) -> list[Argument]:
+    """What the kernel is called with, in order; `rows`: with the lists of rows that are computed."""
     captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
     pointers, strides = tensor_arguments([*tensors, (VISITED, "int32", 4)] if listed else tensors)
     lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
     sizes = [Argument(name, "size") for name in ("n_b", "n_q", "n_k")]
     scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
-    return [*pointers, *lse, *sizes, *strides, *scalars]
+    return [*pointers, *lse, *(ROWS if rows else ()), *sizes, *strides, *scalars]
+
+
+# The rows that are computed, int32 `[B, H, n_q]`, and how many of each head, `[B, H]`.
+ROWS = Argument("places_ptr", "int32", "places"), Argument("counts_ptr", "int32", "counts")
+
+
+def listing(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
+    """The text of the kernel that lists the rows that are computed, and its arguments."""
+    given = [a for a in forward_arguments(spec, layout, rows=True) if a.of not in ("q", "k", "v")]
+    body = list_body(spec, layout, " & (dv[None, :] < D_V)" if padded(spec.heads.d_v) else "")
+    about = "The rows of one head that are computed, and zeros for the others."
+    return kernel_text("attention_rows", about, given, body), given
 
 
 def forward(spec: AttentionSpec, layout: Layout, listed: bool = False) -> tuple[str, list[Argument]]:
     """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
+    if listed and gathers(spec):
+        raise SpecError("lists of keys are for tiles of consecutive queries")
     made = parts(spec, layout, listed)
-    given = forward_arguments(spec, layout, listed)
+    given = forward_arguments(spec, layout, listed, gathers(spec))
     setup = [*_program(made), *load_queries(spec), *key_bases(spec)]
     setup += _LIST if listed else [*made.ranges, *split_ranges(made)]
     setup += [*made.rows, *made.start, "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)"]
@@ -62,7 +80,8 @@ def forward(spec: AttentionSpec, layout: Layout, listed: bool = False) -> tuple[
     available = [*(a.name for a in given), *assigned(setup)]
     state = ["acc", *made.state]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
-    main = [*setup, *visit_calls(_LISTED if listed else loops(made), state, wanted), *made.finish, *store(spec)]
+    visits = visit_calls(_LISTED if listed else loops(made), state, wanted)
+    main = [*setup, *visits, *made.finish, *store(spec, gathers(spec))]
     kernel = kernel_text("attention_forward", _ABOUT, given, main)
     return f"{visit_function(state, wanted, body)}\n\n\n{kernel}", given
 
@@ -168,15 +187,18 @@ def block_width(width: int) -> int:
 
 def _program(made: Parts) -> list[str]:
     heavy_first = made.split.static != sp.true
+    rows = [
+        "q0 = tile * BLOCK_M",
+        "q1 = tl.minimum(q0 + BLOCK_M, n_q)",
+        "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)  # rows past the end repeat the last one",
+    ]
     return [
         "tiles = tl.cdiv(n_q, BLOCK_M)",
         "tile = tl.program_id(0) % tiles",
         *(["tile = tiles - 1 - tile  # the last tiles of a head may have the most keys"] if heavy_first else []),
         "h = tl.program_id(0) // tiles % HEADS",
         "b = tl.program_id(0) // tiles // HEADS",
-        "q0 = tile * BLOCK_M",
-        "q1 = tl.minimum(q0 + BLOCK_M, n_q)",
-        "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)  # rows past the end repeat the last one",
+        *(tile_of_list() if gathers(made.spec) else rows),
         "d = tl.arange(0, BLOCK_D)",
         "dv = tl.arange(0, BLOCK_DV)",
     ]
@@ -241,10 +263,11 @@ def visit_calls(found: Sequence[tuple[str, str, bool]], state: Sequence[str], wa
     return lines
 
 
-def store(spec: AttentionSpec) -> list[str]:
+def store(spec: AttentionSpec, listed: bool = False) -> list[str]:
+    """Statements that write a tile's `result`, and `lse`; `listed`: its rows stand in a list."""
     inside = "inside & (dv[None, :] < D_V)" if padded(spec.heads.d_v) else "inside"
     lines = [
-        "inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q",
+        f"inside = {'place' if listed else 'q0'} + tl.arange(0, BLOCK_M)[:, None] < {'listed' if listed else 'n_q'}",
         "out_base = out_ptr + tl.cast(b, tl.int64) * out_stride0 + tl.cast(h, tl.int64) * out_stride1",
         "out_at = out_base + tl.cast(q, tl.int64) * out_stride2 + dv[None, :] * out_stride3",
         f"tl.store(out_at, result, mask={inside})",

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton_decode import group
 from attnopt.codegen.triton_forward import Argument
+from attnopt.codegen.triton_gather import launch_list
 from attnopt.codegen.triton_parts import row_ends
 from attnopt.spec import AttentionSpec
 
 
-def forward_launcher(spec: AttentionSpec, given: Sequence[Argument], listed: bool = False) -> str:
-    """The function that launches the kernel on tensors; with `listed` its last one is the list of tiles to visit."""
+def forward_launcher(
+    spec: AttentionSpec, given: Sequence[Argument], listed: bool = False, rows: Sequence[Argument] = ()
+) -> str:
+    """The function that launches the kernel on tensors; with `listed` its last one is the list of tiles to visit.
+
+    `rows`: the arguments of the kernel that lists rows, where some are not computed.
+    """
     captures = [c.name for c in spec.captures]
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
     names += ["visited"] * listed
@@ -24,6 +30,9 @@ def forward_launcher(spec: AttentionSpec, given: Sequence[Argument], listed: boo
     ]
     if lse:
         made.append("lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)")
+    if rows:
+        made += [*launch_list(), f"attention_rows[(batch * {spec.heads.q}, 1, 1)]("]
+        made += [*(f"    {line}" for line in launch_arguments(rows, captures)), "    **OPTIONS,", ")"]
     made += [
         f"grid = (triton.cdiv(n_q, BLOCK_M.value) * batch * {spec.heads.q}, 1, 1)",
         "launch[grid](",

@@ -142,7 +142,7 @@ def pay(spec: AttentionSpec, sizes: Sizes, block: tuple[int, int] = (64, 64)) ->
 
     A mask that depends on data is taken to have empty tiles if blocks can be classed by small tables.
     """
-    if spec.keep == sp.true:
+    if spec.keep == sp.true or spec.rows != sp.true:
         return False
     found, rest = coarse(spec.canonical().keep)
     if found:

@@ -78,6 +78,9 @@ def reference(
     normalise = _NORMALISE[type(spec.normalizer)]
     made, lse, empty = normalise(spec, scope, _products(spec, scope, q_rows, k_heads), shape)
     out = _apply(spec, scope, made, empty, v_heads, scalars)
+    if spec.rows != sp.true:
+        chosen = evaluate(spec.rows, _without_scores(scope))
+        out, lse = out.masked_fill(~chosen, 0.0), lse.masked_fill(~chosen, -torch.inf)
     return out.to(q.dtype), lse.squeeze(-1)
 
 

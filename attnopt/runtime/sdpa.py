@@ -24,7 +24,7 @@ def sdpa_scale(spec: AttentionSpec) -> float | None:
         return None
     if spec.normalizer != Softmax() or spec.gate != 1 or spec.weight != 1 or spec.dropout or spec.returns or spec.merge:
         return None
-    if spec.select is not None or (spec.keep != sp.true and spec.keep != _CAUSAL):
+    if spec.select is not None or spec.rows != sp.true or (spec.keep != sp.true and spec.keep != _CAUSAL):
         return None
     scale = spec.score / ex.s
     return float(scale) if scale.is_number and scale.is_finite else None

@@ -62,13 +62,15 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     kernels = [triton.emit(spec, layout, plan) for plan in found]
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
     load(kernels[0])  # says now, not at the first call, that there is no Triton
-    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about)]
-    listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if spec.keep != sp.true]
+    whole = spec.rows == sp.true
+    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about) if whole]
+    masked = whole and spec.keep != sp.true
+    listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if masked]
     return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed)
 
 
 def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
-    if not options.aot_dir:
+    if not options.aot_dir or spec.rows != sp.true:  # one kernel is restored, and listed rows take two
         return None
     wanted = (spec.key, layout, chip, "forward")
     try:
