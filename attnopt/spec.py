@@ -237,20 +237,23 @@ def _from_json(data: dict[str, Any]) -> AttentionSpec:
     )
 
 
-def _verify(spec: AttentionSpec) -> None:
-    heads = spec.heads
+def _verify_heads(heads: Heads) -> None:
     if min(heads.q, heads.k, heads.v, heads.d_qk, heads.d_v) < 1:
         raise SpecError(f"head counts and widths must be positive: {heads}.")
     for name, table, count in (("k_map", heads.k_map, heads.k), ("v_map", heads.v_map, heads.v)):
         if len(table) != heads.q or not all(0 <= t < count for t in table):
             raise SpecError(f"{name} must give each of the {heads.q} query heads one of {count} heads: {table}.")
-    if not ex.is_boolean(spec.keep):
-        raise SpecError(f"keep must be a boolean expression: {show(spec.keep)}.")
+
+
+def _verify(spec: AttentionSpec) -> None:
+    heads = spec.heads
+    _verify_heads(heads)
+    for name, condition in (("keep", spec.keep), ("rows", spec.rows)):
+        if not ex.is_boolean(condition):
+            raise SpecError(f"{name} must be a boolean expression: {show(condition)}.")
     mixed = spec.normalizer if isinstance(spec.normalizer, Mixed) else None
     if mixed is not None and not (ex.is_boolean(mixed.near) and 0 < mixed.features < heads.d_qk):
         raise SpecError(f"a mixed normaliser needs a condition, and features within the {heads.d_qk} columns: {mixed}.")
-    if not ex.is_boolean(spec.rows):
-        raise SpecError(f"rows must be a boolean expression: {show(spec.rows)}.")
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
     if set(spec.returns) - {"lse"}:

@@ -51,7 +51,8 @@ _FORMS = {
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat", "float16": "half"}
 # Names that C++ or the argument struct keeps for itself.
 _WORDS = """
-q k v out lse list places counts n_b n_q n_k alignas alignof asm auto break case catch char class concept const constexpr continue
+q k v out lse list places counts n_b n_q n_k
+alignas alignof asm auto break case catch char class concept const constexpr continue
 bool decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
 mutable namespace new operator private protected public register requires return short signed sizeof static struct
 switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while and or
