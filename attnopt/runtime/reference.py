@@ -79,8 +79,8 @@ def reference(
     made, lse, empty = normalise(spec, scope, _products(spec, scope, q_rows, k_heads), shape)
     out = _apply(spec, scope, made, empty, v_heads, scalars)
     if spec.rows != sp.true:
-        chosen = evaluate(spec.rows, _without_scores(scope))
-        out, lse = out.masked_fill(~chosen, 0.0), lse.masked_fill(~chosen, -torch.inf)
+        computed = evaluate(spec.rows, _without_scores(scope))
+        out, lse = out.masked_fill(~computed, 0.0), lse.masked_fill(~computed, -torch.inf)
     return out.to(q.dtype), lse.squeeze(-1)
 
 
