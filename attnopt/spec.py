@@ -84,8 +84,7 @@ class AttentionSpec:
         weight: factor of each weight after the normaliser, an expression like `score`.
         empty_row: the result of a row without any kept key under a softmax.
         gate: weight of a head's output, an expression in `b, h, q` and loads.
-        rows: which rows are computed, a boolean expression in `b, h, q` and loads; the others are zero, with an lse
-            of -inf. A mixture of heads: what a token did not choose costs nothing.
+        rows: which rows are computed, a condition in `b, h, q` and loads; others are zero, of an lse of -inf.
         select: which blocks of keys an approximate site visits; None means all that `keep` allows.
         merge: further attentions whose results are added to this one's.
         dropout: probability of dropping a weight (training only).
@@ -190,9 +189,10 @@ class AttentionSpec:
 
 def _to_json(spec: AttentionSpec) -> dict[str, Any]:
     heads = spec.heads
-    select = {} if spec.select is None else {"select": select_to_json(spec.select)}
+    more: dict[str, Any] = {} if spec.select is None else {"select": select_to_json(spec.select)}
+    more |= {"rows": ex.to_tree(spec.rows)} if spec.rows != sp.true else {}
     return {
-        **select,
+        **more,
         "version": VERSION,
         "heads": [heads.q, heads.k, heads.v, heads.d_qk, heads.d_v, list(heads.k_map), list(heads.v_map)],
         "score": ex.to_tree(spec.score),
@@ -206,7 +206,6 @@ def _to_json(spec: AttentionSpec) -> dict[str, Any]:
         "captures": [[c.name, c.kind, list(c.shape)] for c in spec.captures],
         "scalars": list(spec.scalars),
         "merge": [_to_json(m) for m in spec.merge],
-        **({"rows": ex.to_tree(spec.rows)} if spec.rows != sp.true else {}),
     }
 
 
@@ -246,14 +245,15 @@ def _verify_heads(heads: Heads) -> None:
 
 
 def _verify(spec: AttentionSpec) -> None:
-    heads = spec.heads
-    _verify_heads(heads)
+    _verify_heads(spec.heads)
     for name, condition in (("keep", spec.keep), ("rows", spec.rows)):
         if not ex.is_boolean(condition):
             raise SpecError(f"{name} must be a boolean expression: {show(condition)}.")
     mixed = spec.normalizer if isinstance(spec.normalizer, Mixed) else None
-    if mixed is not None and not (ex.is_boolean(mixed.near) and 0 < mixed.features < heads.d_qk):
-        raise SpecError(f"a mixed normaliser needs a condition, and features within the {heads.d_qk} columns: {mixed}.")
+    if mixed is not None and not (ex.is_boolean(mixed.near) and 0 < mixed.features < spec.heads.d_qk):
+        raise SpecError(
+            f"a mixed normaliser needs a condition, and features within {spec.heads.d_qk} columns: {mixed}."
+        )
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
     if set(spec.returns) - {"lse"}:
@@ -271,11 +271,10 @@ def _verify(spec: AttentionSpec) -> None:
 
 
 def _verify_parts(spec: AttentionSpec) -> None:
-    heads = spec.heads
     if spec.select is not None:
-        spec.select.verify(heads.k if spec.select.shared else heads.q)
+        spec.select.verify(spec.heads.k if spec.select.shared else spec.heads.q)
     for term in spec.merge:
-        if term.merge or term.heads.q != heads.q or term.heads.d_v != heads.d_v:
+        if term.merge or (term.heads.q, term.heads.d_v) != (spec.heads.q, spec.heads.d_v):
             raise SpecError("attentions that are added up must agree in query heads and value width.")
         term.verify()
 

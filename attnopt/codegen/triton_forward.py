@@ -42,9 +42,7 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
     return pointers, strides
 
 
-def forward_arguments(
-    spec: AttentionSpec, layout: Layout, listed: bool = False, rows: bool = False
-) -> list[Argument]:
+def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False, rows: bool = False) -> list[Argument]:
     """What the kernel is called with, in order; `rows`: with the lists of rows that are computed."""
     captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
