@@ -82,7 +82,7 @@ def build(
 def _simplify(program: Any) -> None:
     """Fold constants, and let layers share what they compute alike, such as their mask.
 
-    Not by `program.optimize`: at opset 23 its fusion of rotary embeddings drops the broadcast over the batch, and
+    Not by `program.optimize`: at opset 23 its fusion of rotary embeddings may drop the broadcast over the batch, and
     ONNX Runtime refuses the result.
     """
     package("onnxscript.optimizer", "attnopt.onnx.export").optimize(program.model)
