@@ -78,10 +78,15 @@ def reference(
     normalise = _NORMALISE[type(spec.normalizer)]
     made, lse, empty = normalise(spec, scope, _products(spec, scope, q_rows, k_heads), shape)
     out = _apply(spec, scope, made, empty, v_heads, scalars)
+    return _rows(spec, scope, out.to(q.dtype), lse)
+
+
+def _rows(spec: AttentionSpec, scope: Scope, out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result without the rows that are not computed."""
     if spec.rows != sp.true:
-        computed = evaluate(spec.rows, _without_scores(scope))
-        out, lse = out.masked_fill(~computed, 0.0), lse.masked_fill(~computed, -torch.inf)
-    return out.to(q.dtype), lse.squeeze(-1)
+        left = ~evaluate(spec.rows, _without_scores(scope))
+        out, lse = out.masked_fill(left, 0.0), lse.masked_fill(left, -torch.inf)
+    return out, lse.squeeze(-1)
 
 
 def weights(
