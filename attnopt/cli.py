@@ -13,6 +13,7 @@ from typing import Any
 
 from attnopt._version import VERSION
 from attnopt.aot.cli import register as register_aot
+from attnopt.aot.tune import register as register_tune
 from attnopt.coverage.cli import register as register_coverage
 from attnopt.errors import AttnoptError, CompileError, OptionError
 from attnopt.options import Options
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     register_coverage(commands)
     register_aot(commands)
+    register_tune(commands)
 
     cache = commands.add_parser("cache", help="look after the compiled kernels")
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -29,6 +29,8 @@ class Options:
         fuel: stop after this many rewritten sites (bisecting); -1 means no limit.
         dump: folder that receives graphs, specs and generated kernels; None means no dump.
         aot_dir: folder that `attnopt aot` wrote; its kernels are used where they fit.
+        tune: measure the plans of a Triton kernel at the first call of a shape class, and keep the fastest in the
+            cache folder. What was measured before is used either way.
         disable: leave every model as it is.
         patterns: how attention is recognised, in order: the first that claims a node wins. None means
             `attnopt.PATTERNS`; add one with `patterns=(*attnopt.PATTERNS, mine)`.
@@ -43,6 +45,7 @@ class Options:
     fuel: int = -1
     dump: str | None = None
     aot_dir: str | None = None
+    tune: bool = False
     disable: bool = False
     patterns: tuple[Pattern, ...] | None = None
 

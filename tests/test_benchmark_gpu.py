@@ -1,57 +1,145 @@
-"""The GPU script takes all its steps on fake tensors, and writes what it found."""
+"""The GPU script takes all its steps on fake tensors, writes what it found, and knows what has to be reached."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    about = importlib.util.spec_from_file_location("benchmark_gpu", SCRIPT)
-    assert about is not None
-    assert about.loader is not None
-    module = importlib.util.module_from_spec(about)
-    sys.modules["benchmark_gpu"] = module
-    about.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("gpu")
+    sys.path.remove(str(FOLDER))
 
 
-def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = ("dense", "bias", "documents", "gate")
-    usual = script.standard
-    monkeypatch.setattr(script, "standard", lambda heads: [x for x in usual(heads) if x[0] in some])
-    monkeypatch.setattr(script, "ROWS", tuple(r for r in script.ROWS if r.spec in some))
-    assert script.main(["--dry", "--out", str(tmp_path)]) == 0
+def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
+    some = ("dense D=128", "dense bias", "decode 32k", "causal D=64 backward", "linear 2k", "blocks kept 10%")
+    rows = tuple(r for r in script.ROWS if r.name in some)
+    assert len(rows) == len(some)
+    assert script.main(["--dry", "--out", str(tmp_path), "--only", "sink"], rows) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(report["correctness"]) == 3 * len(some) * 3 * 2
-    assert all(row["ok"] and "dry" in row["note"] for row in report["table"])
-    assert "| attention |" in (tmp_path / "gpu.md").read_text()
+    assert len(report["correctness"]) == 3 * 3 * 3
+    assert {c["kind"] for c in report["correctness"]} == {"forward", "decode", "backward"}
+    assert all(c["ok"] and "dry" in c["note"] for c in report["correctness"])
+    assert all("decode" in c["note"] for c in report["correctness"] if c["kind"] == "decode")
+    assert report["plans"] >= 8
+    notes = {row["name"]: row["note"] for row in report["table"]}
+    assert set(notes) == set(some)
+    for name, note in notes.items():
+        assert ("not in this version" if name.startswith(("linear", "blocks")) else "dry") in note
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| attention |" in page
+    assert "27 of 27 calls right" in page
 
 
 def test_without_a_gpu_it_says_so(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="--dry"):
         script.run(False)
 
 
-def test_a_row_that_fails_does_not_end_the_run(script: ModuleType) -> None:
+def test_what_fails_does_not_end_the_run(script: ModuleType) -> None:
     def fails() -> dict[str, object]:
         raise ValueError("first line\nsecond line")
 
-    assert script.attempt(fails) == {"ok": False, "note": "ValueError: first line"}
+    assert script.check.attempt(fails) == {"ok": False, "note": "ValueError: first line"}
+
+
+def test_rows_are_left_out_when_no_time_is_left(script: ModuleType) -> None:
+    given = (script.CHIPS["sm_90"], "cuda", None, script.Options(), time.monotonic() - 1)
+    found = list(script.table.table(script.ROWS[:2], *given))
+    assert [row["note"] for row in found] == ["left out: no time was left"] * 2
+    rows = [r for r in script.ROWS if r.thorough][:1]
+    results: list[dict[str, Any]] = [{"ms": 1.0, "rivals": {}}]
+    script.table.thorough(rows, results, "cuda", time.monotonic() - 1)
+    assert "no time" in results[0]["rivals"]["flex tuned"]
 
 
 def test_work_and_traffic(script: ModuleType) -> None:
-    row = next(r for r in script.ROWS if r.name == "causal D=128")
+    rows = {row.name: row for row in script.ROWS}
+    row, back = rows["causal D=128"], rows["causal D=128 backward"]
     assert row.flops == 0.5 * 4 * 4 * 16 * 4096 * 4096 * 128
+    assert back.flops == 2.5 * row.flops
     assert row.bytes == 2 * 4 * 4 * 4096 * 16 * 128
+    assert back.bytes == 2 * row.bytes
+    assert rows["dense bias"].bytes == rows["dense D=128"].bytes + 4 * 16 * 4096**2
+    decode = rows["decode 128k"]
+    assert decode.floor({"flops": 790e12, "bytes": 4.3e12}) == decode.bytes / 4.3e12
+    assert len(rows) == len(script.ROWS)
+
+
+def test_targets_are_judged_by_figures(script: ModuleType) -> None:
+    rows = {row.name: row.targets for row in script.ROWS}
+    found: list[dict[str, Any]] = [
+        {"name": "dense D=128", "tflops": 480.0, "times_flex": 0.9},
+        {"name": "dense bias", "tflops": 430.0},
+        {"name": "decode 128k", "note": "left out"},
+    ]
+    script.judge(found, rows)
+    verdicts = [[t["met"] for t in row["targets"]] for row in found]
+    assert verdicts == [[True, False], [False, None], [None]]
+    page = script.report._line({**found[1], "ms": 1.0})
+    assert "0.9 of dense D=128" in page
+    assert "no; ?" in page
+
+
+def test_speeds_are_compared_with_the_best_of_each(script: ModuleType) -> None:
+    found = script.table.speedups(1e-3, {"flash": 2.0, "cudnn": 1.5, "flex": 3.0, "flex tuned": 2.5, "efficient": "no"})
+    assert found == {"times_sdpa": 1.5, "times_flex": 2.5}
+    assert script.table.speedups(1e-3, {"flex": "cannot"}) == {}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_rivals_compute_the_same(script: ModuleType) -> None:
+    """FlexAttention's functions and SDPA's arguments say what the specs say, here on the CPU."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    from attnopt.aot.inputs import usual_inputs
+    from attnopt.aot.standard import standard
+    from attnopt.runtime.reference import reference
+    from attnopt.spec import Heads
+
+    heads, said = Heads(4, 2, 2, 16, 16), 0
+    for name, spec in standard(heads):
+        row = script.Row(name, name, heads, 1, 24, 24)
+        q, k, v, *captures = usual_inputs(spec, 1, 24, 24, torch.float32, "cpu")
+        both = importlib.import_module("gpu_parts.rivals").score_and_mask(row, captures)
+        if both is None:
+            continue
+        score, mask = both
+        block = None if mask is None else create_block_mask(mask, 1, None, 24, 24, device="cpu")
+        found = flex_attention(q, k, v, score_mod=score, block_mask=block, enable_gqa=True)
+        torch.testing.assert_close(found, reference(spec, q, k, v, captures, ())[0], atol=1e-5, rtol=1e-5)
+        said += 1
+    assert said == 9
+
+
+def test_the_picture_needs_figures_and_matplotlib(script: ModuleType, tmp_path: Path) -> None:
+    roof = {"roof": {"flops": 790e12, "bytes": 4.3e12}, "device": "a card", "date": "today"}
+    assert "nothing" in script.report.roofline({**roof, "roof": None}, [], tmp_path / "x.png")
+    said = script.report.roofline(roof, [("dense", 500.0, 480.0)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").is_file() if not said else "matplotlib" in said
+
+
+def _square(x: int) -> dict[str, Any]:
+    return {"ok": True, "note": str(x * x)}
+
+
+def test_work_is_shared_and_cut_off(script: ModuleType) -> None:
+    late = list(script.check.share(_square, [(1,), (2,)], time.monotonic() - 1))
+    assert all(r["ok"] is None or r["note"] in "14" for r in late)
+    assert len(late) == 2

@@ -219,7 +219,7 @@ def constants(spec: AttentionSpec, plan: TritonPlan, body: str) -> str:
         ("FP32", repr(plan.fp32)),
     ]
     lines = [f"{name} = tl.constexpr({value})" for name, value in values if re.search(rf"\b{name}\b", body)]
-    options = f"OPTIONS = dict(num_warps={plan.warps}, num_stages={plan.stages}, enable_fp_fusion=True)"
+    options = f"OPTIONS = dict({', '.join(f'{name}={value}' for name, value in plan.options.items())})"
     return "\n".join([*lines, options])
 
 

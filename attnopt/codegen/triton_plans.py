@@ -11,7 +11,8 @@ from attnopt.codegen.triton_forward import block_width
 class TritonPlan:
     """Tile of queries by keys, warps, pipeline stages, and how fp32 is multiplied (`ieee` or `tf32x3`).
 
-    `listed`: a list says which tiles of keys are visited, not the positions alone.
+    `listed`: a list says which tiles of keys are visited, not the positions alone. `maxnreg` is the most registers of a
+    thread, on NVIDIA; 0 leaves it to the compiler.
     """
 
     block_m: int
@@ -20,10 +21,18 @@ class TritonPlan:
     stages: int
     fp32: str = "ieee"
     listed: bool = False
+    maxnreg: int = 0
 
     def __str__(self) -> str:
         tiles = f"{self.block_m} queries x {self.block_n} keys{' of a list' if self.listed else ''}"
-        return f"{tiles}, {self.warps} warps, {self.stages} stages"
+        limit = f", at most {self.maxnreg} registers" if self.maxnreg else ""
+        return f"{tiles}, {self.warps} warps, {self.stages} stages{limit}"
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton is launched with, and what it compiles ahead of time with."""
+        limit = {"maxnreg": self.maxnreg} if self.maxnreg else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True, **limit}
 
 
 @dataclass(frozen=True)
@@ -56,27 +65,29 @@ CHIPS = {
     )
 }
 
-# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled (but fp32 at 256 on
-# sm_100): it fits, and spills nothing or less than 256 bytes.
+_Rows = dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]]
+
+# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled for its chip, as were
+# those of the tables below: it fits, and spills at most 256 bytes (`benchmarks/aot.py --plans`).
 _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 3), (64, 64, 4, 3)),
     ("sm_80", 2, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3)),
     ("sm_80", 2, 256): ((64, 64, 8, 1), (32, 32, 4, 2)),
     ("sm_80", 4, 64): ((64, 32, 4, 2), (32, 32, 4, 2)),
     ("sm_80", 4, 128): ((32, 32, 4, 2), (32, 16, 4, 2)),
-    ("sm_80", 4, 256): ((16, 16, 4, 1),),
+    ("sm_80", 4, 256): ((16, 16, 8, 1), (16, 16, 4, 1)),
     ("sm_90", 2, 64): ((128, 128, 8, 2), (128, 64, 4, 3), (128, 128, 4, 3), (64, 64, 4, 3)),
     ("sm_90", 2, 128): ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)),
     ("sm_90", 2, 256): ((128, 64, 8, 2), (64, 32, 4, 3)),
     ("sm_90", 4, 64): ((64, 32, 4, 3), (128, 32, 8, 2), (32, 32, 4, 2)),
     ("sm_90", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2)),
-    ("sm_90", 4, 256): ((16, 16, 4, 1),),
+    ("sm_90", 4, 256): ((16, 16, 8, 1), (16, 16, 4, 1)),
     ("sm_100", 2, 64): ((128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3)),
     ("sm_100", 2, 128): ((128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3)),
     ("sm_100", 2, 256): ((128, 32, 8, 2), (64, 32, 4, 3)),
     ("sm_100", 4, 64): ((64, 64, 8, 2), (64, 32, 4, 3), (32, 32, 4, 2)),
     ("sm_100", 4, 128): ((64, 32, 8, 2), (32, 32, 4, 2)),
-    ("sm_100", 4, 256): ((16, 16, 4, 1),),
+    ("sm_100", 4, 256): ((16, 16, 8, 1), (16, 16, 4, 1)),
     ("gfx942", 2, 64): ((128, 64, 4, 2), (128, 32, 4, 2), (64, 64, 4, 1), (256, 64, 8, 1)),
     ("gfx942", 2, 128): ((128, 32, 4, 2), (128, 64, 4, 1), (64, 32, 4, 2)),
     ("gfx942", 2, 256): ((64, 32, 4, 1), (64, 16, 4, 2), (32, 32, 4, 1)),
@@ -85,25 +96,44 @@ _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("gfx942", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
 }
 # (bytes of an element, greatest head width): the tile of a decode. Its rows are few; loads in flight are what counts.
-_DECODE = {
+_DECODE: _Rows = {
     (2, 64): ((16, 128, 4, 3), (16, 64, 4, 3)),
     (2, 128): ((16, 64, 4, 3), (16, 32, 4, 2)),
     (2, 256): ((16, 32, 4, 2), (16, 16, 4, 2)),
     (4, 64): ((16, 64, 4, 2), (16, 32, 4, 2)),
     (4, 128): ((16, 32, 4, 2), (16, 16, 4, 1)),
-    (4, 256): ((16, 16, 4, 1),),
+    (4, 256): ((16, 16, 8, 1),),
 }
 # As above, for gradients: four products a tile, and two more sums in registers.
-_BACKWARD = {
+_BACKWARD: _Rows = {
     (2, 64): ((64, 64, 4, 2), (32, 64, 4, 2)),
     (2, 128): ((64, 64, 8, 2), (32, 32, 4, 2)),
     (2, 256): ((32, 32, 4, 1), (16, 32, 4, 1)),
     (4, 64): ((32, 32, 4, 1), (16, 32, 4, 1)),
     (4, 128): ((16, 32, 4, 1), (16, 16, 4, 1)),
-    (4, 256): ((16, 16, 4, 1),),
+    (4, 256): ((16, 16, 8, 1),),
 }
 # The same for AMD, where it differs.
-_BACKWARD_HIP = {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2))}
+_DECODE_HIP: _Rows = {(4, 256): ((16, 16, 4, 1),)}
+_BACKWARD_HIP: _Rows = {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2)), (4, 256): ((16, 16, 4, 1),)}
+# (kind, chip, bytes of an element, greatest head width): plans worth measuring beside the others, compiled too.
+_EXTRA: dict[tuple[str, str, int, int], tuple[tuple[int, ...], ...]] = {
+    ("forward", "sm_90", 2, 64): (
+        (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 3), (64, 128, 4, 3), (64, 64, 4, 4), (256, 64, 8, 2),
+        (256, 64, 8, 3), (128, 32, 4, 4),
+    ),
+    ("forward", "sm_90", 2, 128): (
+        (128, 64, 8, 2), (128, 64, 8, 4), (128, 128, 8, 3), (64, 128, 4, 2), (64, 64, 4, 4), (64, 64, 4, 2),
+        (128, 32, 8, 4), (128, 64, 8, 3, 208),
+    ),
+    ("forward", "sm_90", 2, 256): ((128, 32, 8, 3), (64, 64, 8, 2), (64, 32, 4, 4)),
+    ("decode", "sm_90", 2, 64): ((16, 256, 4, 3), (16, 64, 4, 4), (16, 128, 4, 2), (16, 64, 2, 4), (16, 128, 8, 3)),
+    ("decode", "sm_90", 2, 128): ((16, 128, 4, 2), (16, 128, 8, 3), (16, 32, 4, 4), (16, 64, 4, 4), (16, 64, 2, 3)),
+    ("decode", "sm_90", 2, 256): ((16, 64, 4, 2), (16, 32, 4, 3), (16, 64, 8, 2)),
+    ("backward", "sm_90", 2, 64): ((128, 64, 8, 2), (64, 64, 8, 2), (64, 128, 8, 2), (64, 64, 4, 3), (128, 128, 8, 1)),
+    ("backward", "sm_90", 2, 128): ((64, 32, 4, 2), (128, 64, 8, 2), (64, 64, 8, 1), (64, 64, 8, 3), (32, 64, 4, 2)),
+    ("backward", "sm_90", 2, 256): ((32, 32, 8, 2), (32, 64, 8, 1), (64, 32, 8, 1)),
+}  # fmt: skip
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _WIDTHS = (64, 128, 256)
 # More query rows than this fill a chip by themselves; fewer keys are not worth a second kernel.
@@ -121,17 +151,33 @@ def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]
 
 def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """As `plans`, for few queries and many keys."""
-    found = _class(dtype, d_qk, d_v)
-    return () if found is None else tuple(TritonPlan(*row, chip.fp32) for row in _DECODE[found])
+    return _either(chip, _class(dtype, d_qk, d_v), _DECODE, _DECODE_HIP)
 
 
 def backward_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """As `plans`, for the gradients."""
-    found = _class(dtype, d_qk, d_v)
+    return _either(chip, _class(dtype, d_qk, d_v), _BACKWARD, _BACKWARD_HIP)
+
+
+def _either(chip: Chip, found: tuple[int, int] | None, table: _Rows, hip: _Rows) -> tuple[TritonPlan, ...]:
     if found is None:
         return ()
-    own = _BACKWARD_HIP.get(found) if chip.backend == "hip" else None
-    return tuple(TritonPlan(*row, chip.fp32) for row in own or _BACKWARD[found])
+    own = hip.get(found) if chip.backend == "hip" else None
+    return tuple(TritonPlan(*row, chip.fp32) for row in own or table[found])
+
+
+def _limited(chip: Chip, block_m: int, block_n: int, warps: int, stages: int, maxnreg: int = 0) -> TritonPlan:
+    return TritonPlan(block_m, block_n, warps, stages, chip.fp32, maxnreg=maxnreg)
+
+
+def extra_plans(chip: Chip, dtype: str, d_qk: int, d_v: int, kind: str) -> tuple[TritonPlan, ...]:
+    """More plans for tuning: they fit, but nothing says that they are good without a measurement.
+
+    A row is a tile, warps, stages and sometimes the most registers of a thread.
+    """
+    found = _class(dtype, d_qk, d_v)
+    rows = () if found is None else _EXTRA.get((kind, chip.name, *found), ())
+    return tuple(_limited(chip, *row) for row in rows)
 
 
 def _class(dtype: str, d_qk: int, d_v: int) -> tuple[int, int] | None:

@@ -21,6 +21,8 @@ from attnopt.errors import CacheError
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _SUFFIXES = (".so", ".cpp", ".json")
+# A note is one file that says something of its key, such as the fastest schedule.
+_NOTE = ".note"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Cache:
 
     def file(self, key: str, suffix: str) -> Path:
         """Where the entry's file of this suffix is or would be."""
-        if not _KEY.fullmatch(key) or suffix not in (*_SUFFIXES, ".lock"):
+        if not _KEY.fullmatch(key) or suffix not in (*_SUFFIXES, _NOTE, ".lock"):
             raise CacheError(f"a cache key is 64 hexadecimal digits, not {key!r}.")
         return self.path / f"{key}{suffix}"
 
@@ -109,6 +111,28 @@ class Cache:
         for suffix, data in parts.items():
             self._write(self.file(key, suffix), data)
         return self.file(key, ".so")
+
+    def put_note(self, key: str, about: Mapping[str, object]) -> None:
+        """Keep a note, which has to be JSON. Raises `OSError` if the disk does not take it."""
+        text = json.dumps(about, sort_keys=True)
+        note = {"key": key, "about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        self._write(self.file(key, _NOTE), json.dumps(note).encode())
+
+    def note(self, key: str) -> Mapping[str, object] | None:
+        """The note of this key; None if there is none or it fails a check (then it is removed)."""
+        try:
+            note = json.loads(self._read(key, _NOTE))
+            if note["key"] == key and hashlib.sha256(note["about"].encode()).hexdigest() == note["sha256"]:
+                about = json.loads(note["about"])
+                if isinstance(about, dict):
+                    return about
+        except FileNotFoundError:
+            return None
+        except (CacheError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        with contextlib.suppress(OSError):
+            self.file(key, _NOTE).unlink(missing_ok=True)
+        return None
 
     def _write(self, path: Path, data: bytes) -> None:
         handle, name = tempfile.mkstemp(prefix=".new-", dir=self.path)
@@ -167,7 +191,7 @@ class Cache:
         keys = self.keys()
         for key in keys:
             self.remove(key)
-        for path in (*self.path.glob("*.lock"), *self.path.glob(".new-*")):
+        for path in (*self.path.glob(f"*{_NOTE}"), *self.path.glob("*.lock"), *self.path.glob(".new-*")):
             path.unlink(missing_ok=True)
         return len(keys)
 

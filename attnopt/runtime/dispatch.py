@@ -20,6 +20,7 @@ from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists, triton_launch
 from attnopt.runtime.build import build
+from attnopt.runtime.capturing import recorded
 from attnopt.runtime.chosen import chosen
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
@@ -127,7 +128,8 @@ class Dispatcher:
                 backend = site.fallback()
             if len(site.shapes) >= _SHAPES_KEPT:
                 site.shapes.clear()
-            site.shapes[shape] = backend
+            if not recorded(q):  # what was not compared is compared at the next call
+                site.shapes[shape] = backend
             site.used = backend.name
         return self._finish(site, result or backend(q, k, v, captures, scalars))
 
@@ -137,7 +139,11 @@ class Dispatcher:
         """The linear form and its result, where the spec has one that pays and that is as right as eager PyTorch."""
         for backend in candidates(site.spec, q, k, self.options, self.warn, self.run, site.backends):
             result = backend(q, k, v, captures, scalars)
-            if not self.options.first_use_check or check_rows(site.spec, (q, k, v), captures, scalars, *result).ok:
+            if (
+                recorded(q)
+                or not self.options.first_use_check
+                or check_rows(site.spec, (q, k, v), captures, scalars, *result).ok
+            ):
                 return backend, result
         return None, None
 
@@ -162,9 +168,9 @@ class Dispatcher:
             return None
         layout = layout_of(site.axes, q, captures)
         plan = backend.plan if isinstance(backend, Native) else None
-        kind = plan or getattr(backend, "kind", lambda q, k: "")(q, k)
+        kind = plan or getattr(backend, "variant", lambda q, k: "")(q, k)
         tag = (layout, kind, q.shape[2].bit_length(), k.shape[2].bit_length(), q.shape[2] % 8 == 0, k.shape[2] % 8 == 0)
-        if self.options.first_use_check and tag not in site.classes:
+        if self.options.first_use_check and tag not in site.classes and not recorded(q):
             verdict = check_rows(site.spec, inputs, captures, scalars, *result)
             if not verdict.ok:
                 site.reason = f"failed its first-use check: {verdict}"

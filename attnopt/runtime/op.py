@@ -111,7 +111,8 @@ def _run_backward(
     needs = needs[: 3 + len(captures)]
     if q.is_cuda:
         given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
-        found = triton_gradient.gradients(*given, dispatch.current().warn)
+        active = dispatch.current()
+        found = triton_gradient.gradients(*given, active.warn, active.options)
         if found is not None:
             return found
     return gradients(site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)

@@ -84,9 +84,9 @@ def compile_entry(kernel: TritonKernel, entry: Entry, chip: Chip) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    options = {"num_warps": kernel.plan.warps, "num_stages": kernel.plan.stages, "enable_fp_fusion": True}
+    target = GPUTarget(chip.backend, chip.arch, chip.warp)
     try:
-        made = triton.compile(made_of, target=GPUTarget(chip.backend, chip.arch, chip.warp), options=options)
+        made = triton.compile(made_of, target=target, options=kernel.plan.options)
     except Exception as error:
         raise CompileError(f"Triton cannot compile {entry.name} for {chip.name}: {_last_line(error)}.") from error
     assembly = made.asm["ptx" if chip.backend == "cuda" else "amdgcn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,16 @@ from torch import Tensor
 from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.cpp_loads import k_axes
-from attnopt.codegen.triton_plans import Chip, backward_plans, plans
-from attnopt.errors import AttnoptError, CompileError
+from attnopt.codegen.triton_plans import Chip, TritonPlan, backward_plans, plans
+from attnopt.errors import AttnoptError
+from attnopt.options import Options
+from attnopt.runtime.capturing import capturing
 from attnopt.runtime.gradient import recording
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.reference import reference
+from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_launch import chip_of, far, on
-from attnopt.runtime.triton_load import load
+from attnopt.runtime.triton_tune import Tuner
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec
 
@@ -35,8 +39,9 @@ class Kernels:
     layout: Layout
     chip: Chip
     learned: tuple[str, ...]
+    tuner: Tuner | None = None
     problem: str = ""
-    checked: bool = False
+    checked: set[TritonPlan] = field(default_factory=set)
     forward: list[triton.TritonKernel] = field(default_factory=list)
     backward: list[triton.TritonKernel] = field(default_factory=list)
 
@@ -51,32 +56,40 @@ class Kernels:
             if not self.forward or not self.backward:
                 self.problem = f"no plan for heads of {heads.d_qk}/{heads.d_v} fits {self.chip.name}"
 
-    def run(
+    def prepare(
         self, grad: Tensor, dlse: Tensor | None, tensors: Sequence[Tensor], scalars: Sequence[int]
-    ) -> dict[int, Tensor]:
-        """Gradients of q, k, v and the learned captures by their place among the tensors. Raises `CompileError`."""
+    ) -> list[triton.TritonKernel]:
+        """The kernels of the gradients for these sizes, the best first; measured now where the options say so."""
+        if self.tuner is None:
+            return self.backward
+        q, k = tensors[:2]
+        make = functools.partial(triton.emit_backward, self.spec, self.layout, learned=self.learned)
+        out, lse = self._results(tensors, scalars) if self.tuner.options.tune and not capturing() else (None, None)
+        given = (*tensors, *scalars, out, lse, grad, dlse)
+        run = lambda kernel: launch([kernel], given, {}, "attention_backward")  # noqa: E731
+        return tuned(self.tuner, "backward", self.backward, lambda plan: make(plan=plan), run, q, k)
+
+    def _results(self, tensors: Sequence[Tensor], scalars: Sequence[int]) -> tuple[Tensor, Tensor]:
         q, v = tensors[0], tensors[2]
         # Rounded results would be summed up in the gradients of tables.
         exact = q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]), dtype=torch.float32).transpose(1, 2)
-        out, lse = _first_that_fits(self.forward, "attention", (*tensors, *scalars), {"out": exact})
+        return launch(self.forward, (*tensors, *scalars), {"out": exact})  # type: ignore[no-any-return]
+
+    def run(
+        self,
+        grad: Tensor,
+        dlse: Tensor | None,
+        tensors: Sequence[Tensor],
+        scalars: Sequence[int],
+        backward: list[triton.TritonKernel],
+    ) -> dict[int, Tensor]:
+        """Gradients of q, k, v and the learned captures by their place among the tensors. Raises `CompileError`."""
+        out, lse = self._results(tensors, scalars)
         given = (*tensors, *scalars, out, lse, grad, dlse)
-        dq, dk, dv, *tables = _first_that_fits(self.backward, "attention_backward", given, {})
+        dq, dk, dv, *tables = launch(backward, given, {}, "attention_backward")
         names = [c.name for c in self.spec.captures]
         places = sorted(3 + names.index(name) for name in self.learned)
         return {0: dq, 1: dk, 2: dv, **dict(zip(places, tables, strict=True))}
-
-
-def _first_that_fits(
-    kernels: list[triton.TritonKernel], name: str, arguments: tuple[Any, ...], more: dict[str, Tensor]
-) -> Any:
-    while True:
-        try:
-            return getattr(load(kernels[0]), name)(*arguments, **more)
-        except Exception as error:
-            if type(error).__name__ != "OutOfResources" or len(kernels) == 1:
-                text = str(error).strip().splitlines() or [repr(error)]
-                raise CompileError(f"Triton: {text[-1][:300]}") from error
-            kernels.pop(0)
 
 
 _KNOWN: dict[Any, Kernels] = {}
@@ -91,6 +104,7 @@ def gradients(
     scalars: Sequence[int],
     needs: Sequence[bool],
     warn: Callable[[str], None],
+    options: Options | None = None,
 ) -> list[Tensor] | None:
     """Gradients of the tensors (q, k, v, captures...) that `needs` marks, contiguous and in their dtypes.
 
@@ -101,15 +115,16 @@ def gradients(
     if not q.numel() or not k.shape[2] or not any(needs):
         return None
     try:
-        kernels = _kernels(spec, q, captures, needs)
+        kernels = _kernels(spec, q, captures, needs, options)
         problem = kernels.problem or far(q, k, v, scalars, kernels.backward[0].plan.block_n)
         if not problem:
             with on(q.device), torch.no_grad():
-                if not kernels.checked:
-                    kernels.problem = problem = _disagrees(kernels, grad, dlse, tensors, scalars, needs)
-                    kernels.checked = True
+                best = kernels.prepare(grad, dlse, tensors, scalars)
+                if best[0].plan not in kernels.checked and not capturing():
+                    kernels.problem = problem = _disagrees(kernels, grad, dlse, tensors, scalars, needs, best)
+                    kernels.checked.add(best[0].plan)
                 if not problem:
-                    found = kernels.run(grad, dlse, tensors, scalars)
+                    found = kernels.run(grad, dlse, tensors, scalars, best)
                     return [found[i].to(t.dtype) for i, t in enumerate(tensors) if needs[i]]
     except AttnoptError as error:
         problem = str(error)
@@ -117,14 +132,17 @@ def gradients(
     return None
 
 
-def _kernels(spec: AttentionSpec, q: Tensor, captures: Sequence[Tensor], needs: Sequence[bool]) -> Kernels:
+def _kernels(
+    spec: AttentionSpec, q: Tensor, captures: Sequence[Tensor], needs: Sequence[bool], options: Options | None
+) -> Kernels:
     wanted = replace(spec, returns=("lse",))
     learned = tuple(c.name for c, needed in zip(spec.captures, needs[3:], strict=True) if needed)
     layout, chip = layout_of(k_axes(spec), q, captures), chip_of(q.device)
-    key = (spec.key, layout, chip, learned)
+    key = (spec.key, layout, chip, learned, options and (options.tune, options.cache_dir))
     with _LOCK:
         if key not in _KNOWN:
-            _KNOWN[key] = Kernels(wanted, layout, chip, learned)
+            tuner = options and Tuner(wanted, layout.dtype, chip, options, more=",".join(learned))
+            _KNOWN[key] = Kernels(wanted, layout, chip, learned, tuner)
         return _KNOWN[key]
 
 
@@ -135,13 +153,14 @@ def _disagrees(
     tensors: Sequence[Tensor],
     scalars: Sequence[int],
     needs: Sequence[bool],
+    backward: list[triton.TritonKernel],
 ) -> str:
     """Why the kernels are not trusted, judged on the first queries and keys; empty if they are."""
     q, k, v, *captures = tensors
     rows, keys = min(q.shape[2], _SAMPLE), min(k.shape[2], _SAMPLE)
     few = [q[:, :, :rows], k[:, :, :keys], v[:, :, :keys], *captures]
     grads = grad[:, :, :rows], None if dlse is None else dlse[:, :, :rows].contiguous()
-    found = kernels.run(*grads, few, scalars)
+    found = kernels.run(*grads, few, scalars, backward)
     golden, eager = (expected(kernels.spec, *grads, few, scalars, needs, x) for x in (torch.float64, q.dtype))
     places = [i for i, needed in enumerate(needs) if needed]
     for place, g, e in zip(places, golden, eager, strict=True):

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import sympy as sp
@@ -23,14 +22,19 @@ from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists
 from attnopt.runtime.bounds import by_data, outside
+from attnopt.runtime.capturing import capturing, refuse
 from attnopt.runtime.triton_binaries import Binary, read
+from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_load import load
+from attnopt.runtime.triton_tune import Tuner
 from attnopt.spec import AttentionSpec
 
 # Compute capabilities with a table of plans. Others may have less shared memory than any plan needs.
 _CAPABILITIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
 # Offsets within a tile and coordinates are of 32 bits.
 _OFFSET, _PLACE, _SCALAR = 1 << 31, 1 << 24, 1 << 30
+# Sizes whose kernels are remembered.
+_KEPT = 4096
 
 
 def chip_of(device: torch.device) -> Chip:
@@ -66,7 +70,8 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about) if whole]
     masked = whole and spec.keep != sp.true
     listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if masked]
-    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed)
+    tuner = Tuner(spec, layout.dtype, chip, options)
+    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed, tuner)
 
 
 def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
@@ -97,8 +102,11 @@ class TritonBackend:
         split: Sequence[TritonKernel] = (),
         ready: Binary | None = None,
         listed: Sequence[TritonKernel] = (),
+        tuner: Tuner | None = None,
     ) -> None:
         self.spec, self.chip, self.kernels, self.split = spec, chip, list(kernels), list(split)
+        self.tuner = tuner
+        self.chosen: dict[tuple[Any, ...], list[TritonKernel]] = {}
         self.rows = group(spec)
         self.by_data = by_data(spec)
         self.ready = ready
@@ -118,14 +126,41 @@ class TritonBackend:
         if problem:
             raise CompileError(problem)
         with on(q.device):
+            arguments = (q, k, v, *captures, *scalars)
             if self.listed.pays(q, k, scalars):
-                return self._launch(self.listed.kernels, (q, k, v, *captures, *scalars), {}, self.listed)
-            if self.kind(q, k) == "decode":
-                more = {"processors": self.chip.processors}
-                return self._launch(self.split, (q, k, v, *captures, *scalars), more)
-            if self.ready is not None and usual(q, k, v, captures):
+                visited = self.listed
+                return launch(visited.kernels, arguments, lambda plan: {"visited": visited(plan, arguments)})
+            kind = self.kind(q, k)
+            if kind == "forward" and self.ready is not None and usual(q, k, v, captures):
                 return self._launch_ready(q, k, v, captures, scalars)
-            return self._launch(self.kernels, (q, k, v, *captures, *scalars), {})
+            arguments = (q, k, v, *captures, *scalars)
+            return launch(self._for(kind, arguments), arguments, self._more(kind))
+
+    def _more(self, kind: str) -> dict[str, int]:
+        return {"processors": self.chip.processors} if kind == "decode" else {}
+
+    def _for(self, kind: str, arguments: tuple[Any, ...]) -> list[TritonKernel]:
+        """The kernels for these sizes, best first: what was measured to be fastest, then the default."""
+        q, k = arguments[:2]
+        place = kind, q.shape[0], q.shape[2], k.shape[2]
+        found = self.chosen.get(place)
+        if found is None:
+            found = usual = self.split if kind == "decode" else self.kernels
+            if self.tuner is not None:
+                make = triton.EMIT[kind]
+                run = lambda kernel: launch([kernel], arguments, self._more(kind))  # noqa: E731
+                found = tuned(self.tuner, kind, usual, lambda plan: make(self.spec, usual[0].layout, plan), run, q, k)
+            if len(self.chosen) >= _KEPT:
+                self.chosen.clear()
+            if not capturing():
+                self.chosen[place] = found
+        return found
+
+    def variant(self, q: Tensor, k: Tensor) -> str:
+        """What runs at these sizes, in words: kernels of one name are the same kernels."""
+        kind = self.kind(q, k)
+        found = self.chosen.get((kind, q.shape[0], q.shape[2], k.shape[2]))
+        return f"{kind} {found[0].plan}" if found else kind
 
     def kind(self, q: Tensor, k: Tensor) -> str:
         """Which kernel runs at these sizes: `forward` or `decode`."""
@@ -133,22 +168,6 @@ class TritonBackend:
         programs = batch * heads * -(-n_q // self.kernel.plan.block_m)
         split = self.split and wants_split(self.chip, programs, self.rows * n_q, k.shape[2])
         return "decode" if split else "forward"
-
-    @staticmethod
-    def _launch(
-        kernels: list[TritonKernel], arguments: tuple[Any, ...], more: dict[str, int], listed: Listed | None = None
-    ) -> Any:
-        while True:
-            module: ModuleType = load(kernels[0])
-            try:
-                more = more if listed is None else {"visited": listed(kernels[0].plan, arguments)}
-                return module.attention(*arguments, **more)
-            except Exception as error:
-                # The next plan is for a kernel that is too large; anything else will not get better.
-                if type(error).__name__ != "OutOfResources" or len(kernels) == 1:
-                    text = str(error).strip().splitlines() or [repr(error)]
-                    raise CompileError(f"Triton: {text[-1][:300]}") from error
-                kernels.pop(0)
 
     def _launch_ready(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
@@ -163,7 +182,11 @@ class TritonBackend:
     def leaves(
         self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False
     ) -> str | None:
-        """Which load leaves its tensor at these sizes, in words; None if none does."""
+        """Which load leaves its tensor at these sizes, in words; None if none does.
+
+        Raises `CompileError` while a CUDA graph is recorded, where this cannot be found out.
+        """
+        refuse(q, data_only, self.by_data, captures)
         return outside(self.spec, q, k, captures, scalars, data_only)
 
 

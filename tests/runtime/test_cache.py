@@ -140,3 +140,31 @@ def test_clear_and_export(cache: Cache, tmp_path: Path) -> None:
         assert sorted(tar.getnames()) == [f"{KEY}.cpp", f"{KEY}.json", f"{KEY}.so"]
     assert cache.clear() == 2
     assert list(cache.path.iterdir()) == []
+
+
+def test_notes_are_kept_checked_and_cleared(cache: Cache) -> None:
+    assert cache.note(KEY) is None
+    cache.put_note(KEY, {"plan": [1, 2]})
+    assert cache.note(KEY) == {"plan": [1, 2]}
+    assert cache.keys() == []
+    path = cache.file(KEY, ".note")
+    assert path.stat().st_mode & 0o077 == 0
+    other = "b" * 64
+    cache.file(other, ".note").write_bytes(path.read_bytes())
+    cache.file(other, ".note").chmod(0o600)
+    assert cache.note(other) is None
+    assert not cache.file(other, ".note").exists()
+    path.write_text(path.read_text().replace("1, 2", "1, 3"))
+    assert cache.note(KEY) is None
+    cache.put_note(KEY, {})
+    cache.clear()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1, "about": 2, "sha256": 3}'])
+def test_damaged_notes_are_dropped(cache: Cache, text: str) -> None:
+    path = cache.file(KEY, ".note")
+    path.write_text(text)
+    path.chmod(0o600)
+    assert cache.note(KEY) is None
+    assert not path.exists()

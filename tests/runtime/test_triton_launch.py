@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from attnopt import expr as ex
 from attnopt.codegen import triton
-from attnopt.codegen.base import Layout
+from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton_plans import CHIPS, TritonPlan
 from attnopt.errors import CompileError
 from attnopt.options import Options
@@ -216,3 +216,16 @@ def test_lists_where_they_pay() -> None:
     assert visited[0, 0, 10, :5].tolist() == [3, 7, 7, 8, 9]
     # A block that the keys do not fill is never whole: nothing would keep its end out.
     assert listed(kernel.plan, (q[:, :, :40], k[:, :, :40], k))[0, 0, 0].tolist() == [0, 1, 0]
+
+
+def test_loads_are_not_checked_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = case("bias").spec
+    backend = build(spec, Layout("bfloat16", (CaptureLayout("float32", 1),)), CHIPS["sm_90"], Options())
+    with FakeTensorMode():
+        q = torch.empty(1, spec.heads.q, 8, spec.heads.d_qk, device="cuda")
+        k = torch.empty(1, spec.heads.k, 8, spec.heads.d_qk, device="cuda")
+        bias = torch.empty(spec.heads.q, 8, 8, device="cuda")
+        assert backend.leaves(q, k, (bias,), ()) is None
+        monkeypatch.setattr("attnopt.runtime.capturing.capturing", lambda: True)
+        with pytest.raises(CompileError, match="before the capture"):
+            backend.leaves(q, k, (bias,), ())
