@@ -20,9 +20,9 @@ from typing import Any
 
 from attnopt._version import VERSION
 from attnopt.aot.standard import layout_for, standard
-from attnopt.codegen.triton import EMIT, TritonKernel, supports_backward
-from attnopt.codegen.triton_plans import CHIPS, PLANS, Chip, TritonPlan
-from attnopt.errors import AttnoptError
+from attnopt.codegen.triton import EMIT, TritonKernel
+from attnopt.codegen.triton_plans import CHIPS, PLANS, Chip, TritonPlan, extra_plans
+from attnopt.errors import AttnoptError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry, triton_version
 from attnopt.spec import AttentionSpec, Heads
 
@@ -63,11 +63,21 @@ def jobs(chips: Sequence[str], kinds: Sequence[str], every_plan: bool, only: Seq
                     if wanted and name not in wanted:
                         continue
                     for dtype in dtypes:
-                        if kind == "backward" and supports_backward(spec, layout_for(spec, dtype)):
-                            continue
                         plans = PLANS[kind](chip, dtype, width, width)
-                        for plan in plans if every_plan else plans[:1]:
+                        if not plans or _declined(spec, dtype, kind, plans[0]):
+                            continue
+                        more = extra_plans(chip, dtype, width, width, kind)
+                        for plan in (*plans, *more) if every_plan else plans[:1]:
                             yield Job(name, spec, kind, chip, dtype, plan)
+
+
+def _declined(spec: AttentionSpec, dtype: str, kind: str, plan: TritonPlan) -> bool:
+    """Whether there is no such kernel for the spec."""
+    try:
+        EMIT[kind](spec, layout_for(spec, dtype), plan)
+    except SpecError:
+        return True
+    return False
 
 
 def compiled(job: Job) -> list[dict[str, Any]]:
