@@ -60,6 +60,9 @@ ROWS = (
     Row("Linearize", "hedgehog, window 128", {"feature": "hedgehog", "window": 128, "steps": 60}, (), ("lm",)),
     Row("Linearize", "hedgehog", {"feature": "hedgehog", "steps": 60}, (), ("minilm",)),
     Row("Sparsify", "window 256, 4 sinks", {"method": "window", "window": 256, "always": True}, (), ("lm",)),
+    Row("Sparsify", "4 blocks of 64", {"method": "blocks", "top": 4, "always": True}, (), ("lm",)),
+    Row("Sparsify", "blocks of mass 0.9", {"method": "blocks", "mass": 0.9, "always": True}, (), ("lm",)),
+    Row("Sparsify", "window 64", {"method": "window", "window": 64, "always": True}, (), ("minilm",)),
     Row("MixHeads", "2 shared, 4 active", {"shared": 2, "active": 4}, (), ("lm",)),
     Row("FactorBias", "0.01", {"tolerance": 0.01}, (), ()),  # neither subject has a bias to factor
 )
