@@ -49,8 +49,11 @@ def language_model(windows: int = 6) -> Subject:
     heldout, learned = cut(text.heldout, 1024, windows), cut(text.train, 256, 168)
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=1 << 15)
 
+    free = {0: batch, 1: length}
+
     def inputs(ids: Tensor) -> dict[str, Any]:
-        return {"input_ids": ids, "use_cache": False}
+        # Without a mask transformers looks for packed documents in the positions, which no rewrite may overlook.
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
 
     @torch.no_grad()
     def quality(model: nn.Module) -> float:
@@ -59,7 +62,7 @@ def language_model(windows: int = 6) -> Subject:
 
     return Subject(
         "lm", "language model of Python source, 4.6 M parameters", load_subject(), inputs(learned[:2]),
-        {"input_ids": {0: batch, 1: length}, "use_cache": None}, [inputs(x) for x in learned[:8].split(4)],
+        {"input_ids": free, "attention_mask": free, "use_cache": None}, [inputs(x) for x in learned[:8].split(4)],
         [inputs(x) for x in learned[8:].split(2)], quality, "lower",
         lambda n: inputs(torch.frombuffer(bytearray(text.heldout[:n]), dtype=torch.uint8)[None].long()), LENGTHS,
         "kl", 3e-4,

@@ -173,7 +173,7 @@ def _fits(stage: Stage, key: str, region: Region, count: int) -> Projections | D
     if heads.k <= count:
         return Decline(f"it has {heads.k} key-value heads already", region.anchor)
     if region.key.node is region.value.node:
-        return Decline("keys and values are one tensor", region.key.node)
+        return Decline("keys and values are cut from one tensor only inside the attention", region.key.node)
     found = projections.find(region)
     if isinstance(found, Decline):
         return found
