@@ -92,6 +92,8 @@ class Dispatcher:
         shape = self._shape(site, q, k, v, captures, scalars)
         if shape not in site.shapes:
             check_inputs(site.spec, q, k, v, captures, scalars)
+            if len(site.shapes) >= _SHAPES_KEPT:
+                site.shapes.clear()
             site.shapes[shape] = None
         made = chosen(site.spec, q, k, captures, scalars)
         result = self.run(q, k, v, [*captures, made], scalars, site.lowered.text)

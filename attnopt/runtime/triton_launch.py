@@ -204,6 +204,8 @@ class Listed:
             return False
         key = (q.shape[0], q.shape[2], k.shape[2], *map(int, scalars))
         if key not in self.known:
+            if len(self.known) >= _KEPT:
+                self.known.clear()
             plan = self.kernels[0].plan
             made = self._lists((plan.block_m, plan.block_n))
             sizes = lists.sizes_of(self.spec, q, k, scalars)

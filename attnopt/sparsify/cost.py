@@ -20,8 +20,9 @@ from attnopt.select import Select
 from attnopt.spec import AttentionSpec
 
 _TILE = (64, 64)
-# What ranking one score costs, in multiplications.
-_RANK = 30
+# What ranking one score costs, and taking one element into a mean, in multiplications. The means are bound by memory:
+# for a single query they cost as much as dense attention does.
+_RANK, _MEAN = 30, 10
 # A rewrite must save at least this share.
 _SAVED = 0.1
 
@@ -80,7 +81,8 @@ def estimate(spec: AttentionSpec, n_q: int, n_k: int) -> float:
     heads, width = spec.heads, spec.heads.d_qk
     scores = -(-n_q // spec.select.tile) * -(-n_k // spec.select.block)
     choosing = heads.k / heads.q if spec.select.shared else 1.0
-    return n_q * width + n_k * width * heads.k / heads.q + choosing * scores * (width + _RANK)
+    means = n_q * width + n_k * width * heads.k / heads.q
+    return _MEAN * means + choosing * scores * (width + _RANK)
 
 
 def measured(stage: Stage, specs: Mapping[str, AttentionSpec]) -> dict[str, float]:

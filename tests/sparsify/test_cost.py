@@ -34,5 +34,5 @@ def test_the_choice_costs_little_of_long_inputs_and_much_of_one_query() -> None:
     spec = replace(SPEC, select=SELECT)
     assert estimate(SPEC, 4096, 4096) == 0
     assert estimate(spec, 4096, 4096) < 0.01 * visited(SPEC, _sizes(4096, 4096))
-    assert estimate(spec, 1, 4096) > 0.2 * 4096 * 128
+    assert estimate(spec, 1, 4096) > 4096 * 128, "more than dense attention"
     assert estimate(replace(spec, select=replace(SELECT, shared=True)), 4096, 4096) < estimate(spec, 4096, 4096)
