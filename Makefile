@@ -44,7 +44,9 @@ sanitize: $(STAMP) ## The generated kernels over the conformance list under ASan
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	ATTNOPT_TEST_CXXFLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=alignment" \
 	$(BIN)/python -m pytest -q tests/codegen/test_cpp_skeleton.py tests/codegen/test_cpp_stream.py \
-		tests/codegen/test_cpp_rows.py tests/codegen/test_cpp_driver.py
+		tests/codegen/test_cpp_rows.py tests/codegen/test_cpp_driver.py \
+		tests/codegen/test_cpp_backward_blocks.py tests/codegen/test_cpp_backward_skeleton.py \
+		tests/codegen/test_cpp_backward_driver.py
 
 golden: $(STAMP) ## Rewrite the golden files; review the diff before committing it
 	$(BIN)/python -m pytest -q --update-golden

@@ -27,6 +27,7 @@ class Case:
         makers: one for each capture.
         targets: least values of `sdpa` (speed against it), `peak`, `read` (shares of the measured ceilings).
         backward: measure the gradients instead of the result.
+        learned: of captures too, which are one dense bias.
         windows: q, k and v lie as `[B, N, H, D]`.
     """
 
@@ -39,6 +40,7 @@ class Case:
     makers: tuple[Callable[[], Tensor], ...] = ()
     targets: dict[str, float] = field(default_factory=dict)
     backward: bool = False
+    learned: bool = False
     windows: bool = False
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,6 +129,8 @@ def cases(quick: bool = False) -> tuple[Case, ...]:
         Case("batch 64", _spec(8, 64), 64, 128, 128, targets={"sdpa": 0.95}),
         Case("backward dense", _spec(8, 64), 1, n // 2, n // 2, targets={"sdpa": 1.1}, backward=True),
         Case("backward causal", _spec(8, 64, keep=_CAUSAL), 1, n // 2, n // 2, targets={"sdpa": 1.1}, backward=True),
+        Case("backward, learned bias", _spec(8, 64, score=_S + _BIAS, captures=_float("bias", 3)), 1, n // 2, n // 2,
+             makers=(made(8, n // 2, n // 2),), targets={"sdpa": 1.1}, backward=True, learned=True),
     ]  # fmt: skip
     rows += [Case(f"D={d}", _spec(4, d), 1, n // 2, n // 2, targets={"sdpa": 0.95}) for d in (40, 80, 96, 256)]
     rows += [Case(f"short S={x}", _spec(8, 64), 4, x, x, targets={"sdpa": 0.95}) for x in (1, 4, 16, 64)]

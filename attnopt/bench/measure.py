@@ -47,7 +47,11 @@ def measure(case: Case, threads: int, repeats: int, with_flex: bool) -> Result:
     torch.set_num_threads(threads)
     clock, captures, inputs = clock_of(threads), [make() for make in case.makers], case.inputs()
     text = case.spec.text
-    sides: dict[str, Callable[..., Tensor]] = {"attnopt": lambda q, k, v: attention(text, q, k, v, captures)[0]}
+    # Of a learned bias every side gets a copy behind q, k and v.
+    inputs = (*inputs, *captures) if case.learned else inputs
+    sides: dict[str, Callable[..., Tensor]] = {
+        "attnopt": lambda q, k, v, *more: attention(text, q, k, v, more or captures)[0]
+    }
     for name, make in (("sdpa", rivals.sdpa), ("flex", rivals.flex if with_flex and not case.backward else None)):
         call = make(case, captures) if make else None
         if call is not None:

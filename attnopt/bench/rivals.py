@@ -38,9 +38,10 @@ def sdpa(case: Case, captures: Sequence[Tensor]) -> Call | None:
     if bias != 0 or not (causal or spec.keep == sp.true):
         mask, causal = _mask(case, captures, bias), False
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def call(q: Tensor, k: Tensor, v: Tensor, *learned: Tensor) -> Tensor:
+        used = learned[0][None] if learned else mask
         return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=float(scale), enable_gqa=grouped
+            q, k, v, attn_mask=used, is_causal=causal, scale=float(scale), enable_gqa=grouped
         )
 
     return call

@@ -60,19 +60,20 @@ def fill(spec: AttentionSpec, layout: Layout, plan: Plan) -> dict[str, str]:
         dispatch["COPIES"] += ROW_SCRATCH
         visit = {**visit, "VISIT_TILES": VISIT_TILES}
     return {
-        **row_holes(spec, lambda: _printer(spec, loader)),
-        **normalizer_holes(spec, lambda: _printer(spec, loader)),
+        **row_holes(spec, lambda: printer_of(spec, loader)),
+        **normalizer_holes(spec, lambda: printer_of(spec, loader)),
         **_row(score, weight, split, spec, loader),
         **dispatch,
         **visit,
-        "RANGE": _range(split, spec, loader),
+        "RANGE": range_of(split, spec, loader),
         "STATIC_MASK": "false" if split.static == sp.true else "true",
         "CHANGES": "false" if score == ex.s and split.residual == sp.true else "true",
-        "SCALE": _printer(spec, loader).literal(scale),
+        "SCALE": printer_of(spec, loader).literal(scale),
     }
 
 
-def _printer(spec: AttentionSpec, loader: CppLoader) -> Printer:
+def printer_of(spec: AttentionSpec, loader: CppLoader) -> Printer:
+    """A printer of a spec's expressions: `s` and `k` are vectors, everything else is one number a row."""
     scalars = {ex.scalar(name): Value(f"a.{name}", "i") for name in spec.scalars}
     vectors = {ex.k: Value("k", "i", True), ex.s: Value("s", "f", True)}
     return Printer(CPP, {**_SCALARS, **scalars, **vectors}, loader)
@@ -80,7 +81,7 @@ def _printer(spec: AttentionSpec, loader: CppLoader) -> Printer:
 
 def _row(score: sp.Expr, weight: sp.Expr, split: tiles.Tiles, spec: AttentionSpec, loader: CppLoader) -> dict[str, str]:
     """One vector of logits: score, then the part of the mask that needs data, then the static part; and its factor."""
-    printer = _printer(spec, loader)
+    printer = printer_of(spec, loader)
     logit = printer.cast(printer.visit(score), "f", True)
     lines = [*printer.body, f"VF logit = {logit.code};"]
     block = printer.scope()
@@ -93,7 +94,7 @@ def _row(score: sp.Expr, weight: sp.Expr, split: tiles.Tiles, spec: AttentionSpe
         test = block.cast(block.visit(keep), "b", True)
         inner = [*block.body, f"logit = select({test.code}, logit, nothing);"]
         lines += [opening, *(f"  {line}" for line in inner), "}"]
-    if any(_mentions(line, "k") for line in lines):
+    if any(mentions(line, "k") for line in lines):
         lines.insert(0, "const VI k = kIota + int32_t(k0 + j);")
     parts = {"WEIGHT_STORE": "", "WEIGHT_FACTOR": ""}
     if factor:
@@ -101,15 +102,16 @@ def _row(score: sp.Expr, weight: sp.Expr, split: tiles.Tiles, spec: AttentionSpe
     return {"ROW": indent(printer.row, 2), "ELEMENT": indent(lines, 4), **parts}
 
 
-def _mentions(line: str, name: str) -> bool:
+def mentions(line: str, name: str) -> bool:
     """Whether a C++ line uses this identifier."""
     for mark in "()[]{},;*+-&|<>=!~?:/":
         line = line.replace(mark, " ")
     return name in line.split()
 
 
-def _range(split: tiles.Tiles, spec: AttentionSpec, loader: CppLoader) -> str:
-    printer = _printer(spec, loader)
+def range_of(split: tiles.Tiles, spec: AttentionSpec, loader: CppLoader) -> str:
+    """The body of `key_range`."""
+    printer = printer_of(spec, loader)
     ends = [printer.visit(e).code for e in tiles.key_ranges(split.bounds)]
     return indent([*printer.row, f"return {{{', '.join(ends)}}};"], 2)
 

@@ -18,12 +18,12 @@ from attnopt import expr as ex
 from attnopt._version import VERSION
 from attnopt.analysis.linear_form import CHUNK, LinearForm
 from attnopt.codegen.base import ABI, Kernel, Layout, Plan
-from attnopt.codegen.cpp import ELEMENTS, head_map, tidy
 from attnopt.codegen.cpp_dialect import CPP
 from attnopt.codegen.cpp_linear_skeleton import LINEAR
 from attnopt.codegen.cpp_loads import CppLoader
 from attnopt.codegen.cpp_prelude import prelude
 from attnopt.codegen.cpp_skeleton import ROW_IO
+from attnopt.codegen.cpp_text import ELEMENTS, head_map, tidy
 from attnopt.codegen.printer import Printer, Value
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, Pointwise

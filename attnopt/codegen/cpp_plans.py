@@ -67,6 +67,11 @@ def listed(plan: Plan, block: int = 64) -> Plan:
     return replace(plan, block_q=64, block_k=width, listed=width)
 
 
+def backward_plan(lanes: int) -> Plan:
+    """The schedule of the gradients on a processor with vectors of so many floats."""
+    return Plan(96, 96, lanes, _rows(lanes), "backward")
+
+
 def choose(spec: AttentionSpec, sizes: Sizes, lanes: int) -> Plan:
     """The schedule for these sizes on a processor with vectors of so many floats."""
     return next(row.make(lanes) for row in PLANS if row.applies(spec, sizes))

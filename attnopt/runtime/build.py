@@ -34,8 +34,8 @@ def build(
     return build_kernel(kernel, options, warn, spec.text)
 
 
-def build_kernel(kernel: Kernel, options: Options, warn: Warn, spec_text: str = "") -> Library:
-    """As `build`, from text that was generated (or edited) before."""
+def build_kernel(kernel: Kernel, options: Options, warn: Warn, spec_text: str = "", entry: str = "forward") -> Library:
+    """As `build`, from text that was generated (or edited) before. `entry`: `forward` or `backward`."""
     compiler = find_compiler(options)
     key = entry_key(kernel.key, compiler.identity, *cpp.FLAGS, str(ABI), VERSION, machine())
     cache = open_cache(options, warn)
@@ -45,13 +45,13 @@ def build_kernel(kernel: Kernel, options: Options, warn: Warn, spec_text: str = 
             with cache.lock(key, options.lock_timeout):
                 found = cache.get(key)
                 if found is None:
-                    return _compile(kernel, compiler, cache, key, options, warn, spec_text)
-        return Library(found, kernel.spec_key)
+                    return _compile(kernel, compiler, cache, key, options, warn, spec_text, entry)
+        return Library(found, kernel.spec_key, entry)
     except CacheError as error:
         warn(f"{error} The kernel is compiled for this process alone.")
     except OSError as error:
         warn(f"the cache folder {cache.path} failed: {error}. The kernel is compiled for this process alone.")
-    return _compile(kernel, compiler, None, key, options, warn, spec_text)
+    return _compile(kernel, compiler, None, key, options, warn, spec_text, entry)
 
 
 def open_cache(options: Options, warn: Warn) -> Cache:
@@ -78,6 +78,7 @@ def _compile(
     options: Options,
     warn: Warn,
     spec_text: str,
+    entry: str,
 ) -> Library:
     try:
         with tempfile.TemporaryDirectory(prefix="attnopt-") as folder:
@@ -92,10 +93,10 @@ def _compile(
                 }
                 about |= {"flags": [*cpp.FLAGS], "abi": ABI, "version": VERSION, "machine": machine()}
                 try:
-                    return Library(cache.put(key, kernel.source, target, about), kernel.spec_key)
+                    return Library(cache.put(key, kernel.source, target, about), kernel.spec_key, entry)
                 except OSError as error:
                     warn(f"a kernel could not be stored in {cache.path}: {error}. It works until this process ends.")
             # The library stays mapped when its folder is gone.
-            return Library(target, kernel.spec_key)
+            return Library(target, kernel.spec_key, entry)
     except OSError as error:
         raise CompileError(f"a kernel could not be written for compilation: {error}. Free some disk space.") from error

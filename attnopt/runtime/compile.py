@@ -125,14 +125,20 @@ def vector_lanes() -> int:
     return 16 if "avx512f" in flags else 8 if {"avx2", "fma"} <= flags else 4
 
 
+_ARGUMENTS = {
+    "forward": (*[ctypes.c_void_p] * 4, ctypes.c_int32),
+    "backward": (*[ctypes.c_void_p] * 2, ctypes.c_int32),
+}
+
+
 class Library:
     """A loaded kernel: `run` is its entry point, `path` the file it came from."""
 
-    def __init__(self, path: Path, spec_key: str) -> None:
+    def __init__(self, path: Path, spec_key: str, entry: str = "forward") -> None:
         self.path = path
         try:
             self.handle = ctypes.CDLL(str(path))
-            abi, key, run = (getattr(self.handle, f"attnopt_{name}") for name in ("abi", "key", "forward"))
+            abi, key, run = (getattr(self.handle, f"attnopt_{name}") for name in ("abi", "key", entry))
         except (OSError, AttributeError) as error:
             raise CompileError(f"the compiled kernel {path.name} cannot be loaded: {error}.") from error
         abi.restype, key.restype = ctypes.c_int32, ctypes.c_char_p
@@ -141,5 +147,5 @@ class Library:
         if key() != spec_key.encode():
             raise CompileError(f"the compiled kernel {path.name} computes another spec than the one asked for.")
         run.restype = ctypes.c_int32
-        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        run.argtypes = _ARGUMENTS[entry]
         self.run = run

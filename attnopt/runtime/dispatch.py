@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Dispatcher:
             (t.dtype, t.shape, t.device, a is not None and t.stride(a))
             for t, a in zip(captures, site.axes, strict=False)
         ]
-        return (*shape, *about, *scalars[: len(site.spec.scalars)])  # without the seed of a dropout mask
+        return (*shape, *about, len(scalars), *scalars[: len(site.spec.scalars)])  # without the seed of a dropout mask
 
     def _chosen(
         self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
@@ -254,11 +255,9 @@ _default: list[Dispatcher] = []
 def current() -> Dispatcher:
     """The dispatcher in effect: of the innermost `use`, else of the options from the environment."""
     active = _active.get()
-    if active is None:
-        if not _default:
-            _default.append(dispatcher(Options.make()))
-        active = _default[0]
-    return active
+    if active is None and not _default:
+        _default.append(dispatcher(Options.make()))
+    return active or _default[0]
 
 
 @contextlib.contextmanager
@@ -280,8 +279,7 @@ def forward(
 
 def kernel_used(spec_key: str) -> str | None:
     """The backend that ran the spec last: `cpp`, `sdpa` or `reference`; None if it has not run."""
-    site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)
-    return None if site is None else site.used
+    return site.used if (site := _site_of(spec_key)) else None
 
 
 def kernels(spec: AttentionSpec) -> str:
@@ -291,5 +289,10 @@ def kernels(spec: AttentionSpec) -> str:
 
 def why_not(spec_key: str) -> str:
     """Why the spec does not run on a compiled kernel; empty if it does or has not run."""
-    site = next((s for s in current().sites.values() if s.spec.key == spec_key), None)
-    return "" if site is None else site.reason
+    return site.reason if (site := _site_of(spec_key)) else ""
+
+
+def _site_of(spec_key: str) -> _Site | None:
+    """The site of a spec; else of the same spec that also returns lse, as it runs where gradients are wanted."""
+    sites = sorted(current().sites.values(), key=lambda s: s.spec.key != spec_key)
+    return next((s for s in sites if spec_key in (s.spec.key, replace(s.spec, returns=()).key)), None)

@@ -123,3 +123,31 @@ def _accumulate(
         gradient = next(found) if needed else None
         if total is not None and gradient is not None:
             (total.narrow(0, first, count) if place < 3 else total).add_(gradient)
+
+
+def expected(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    work: torch.dtype,
+) -> list[Tensor]:
+    """The gradients that `needs` marks, through the reference, computed in `work`."""
+    wide = work == torch.float64  # gradients of captures are sums in their own dtype
+    leaves = [
+        (t.detach().to(work) if place < 3 or (wide and t.is_floating_point()) else t.detach())
+        .clone()
+        .requires_grad_(needed)
+        for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
+    ]
+    q, k, v, *captures = leaves
+    with recording(q.device.type):
+        results = reference(spec, q, k, v, captures, scalars, compute=work)
+    pairs = [
+        (r, g.to(r.dtype)) for r, g in zip(results, (grad, dlse), strict=True) if g is not None and r.requires_grad
+    ]
+    wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
+    outputs, weights = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))

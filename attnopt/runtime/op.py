@@ -12,7 +12,7 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
-from attnopt.runtime import dispatch, triton_gradient
+from attnopt.runtime import cpp_gradient, dispatch, triton_gradient
 from attnopt.runtime.chosen import chosen
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
@@ -29,7 +29,7 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[] captures, "
-    "SymInt[] scalars, str spec, bool[] needs) -> Tensor[]",
+    "SymInt[] scalars, str spec, bool[] needs, Tensor? out=None, Tensor? lse=None) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _FORWARD = torch.ops.attnopt.attention.default
@@ -101,7 +101,10 @@ def _run_backward(
     scalars: list[int],
     spec: str,
     needs: list[bool],
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> list[Tensor]:
+    """`out` and `lse`: what the forward gave, where it was kept for this."""
     captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
     site = _parsed(spec)
     if site.select is not None:
@@ -109,13 +112,13 @@ def _run_backward(
         needs, site = [*needs[: 2 + len(captures)], False], lowered(site)
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
+    given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+    active = dispatch.current()
     if q.is_cuda:
-        given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
-        active = dispatch.current()
         found = triton_gradient.gradients(*given, active.warn, active.options)
-        if found is not None:
-            return found
-    return gradients(site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+    else:
+        found = cpp_gradient.gradients(*given, (out, lse), active.options, active.warn)
+    return gradients(*given) if found is None else found
 
 
 _LIBRARY.impl("attention_backward", _run_backward, "CPU")
@@ -133,6 +136,8 @@ def _fake_backward(
     scalars: list[int],
     spec: str,
     needs: list[bool],
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> list[Tensor]:
     wanted = [t for t, needed in zip((q, k, v, *captures), needs, strict=True) if needed]
     return [t.new_empty(t.shape) for t in wanted]
@@ -144,14 +149,14 @@ def _fake_backward(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, captures, scalars, spec = inputs
     ctx.save_for_backward(q, k, v, *captures)
-    ctx.scalars, ctx.spec = scalars, spec
+    ctx.scalars, ctx.spec, ctx.kept = scalars, spec, (None, None)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, *captures = ctx.saved_tensors
     needs = [*ctx.needs_input_grad[:3], *(ctx.needs_input_grad[3] or [])]
     lse = grad_lse if grad_lse is not None and grad_lse.dim() == 3 else None
-    found = iter(_BACKWARD(grad_out, lse, q, k, v, captures, ctx.scalars, ctx.spec, needs))
+    found = iter(_BACKWARD(grad_out, lse, q, k, v, captures, ctx.scalars, ctx.spec, needs, *ctx.kept))
     grads = [next(found) if needed else None for needed in needs]
     # The result must have the pytree structure of the inputs: an empty list stays a list.
     return (*grads[:3], grads[3:], None if ctx.scalars else [], None)
@@ -189,7 +194,11 @@ def _plain(
     return out, lse.to(torch.float32) if "lse" in known.returns else lse.new_empty(0, dtype=torch.float32)
 
 
-register_shortcut(_LIBRARY, _FORWARD, _forward, _backward, _plain)
+def _recorded_text(spec: str, dtype: torch.dtype) -> str:
+    return cpp_gradient.recorded_text(spec, dtype, dispatch.current().options)
+
+
+register_shortcut(_LIBRARY, _FORWARD, _forward, _backward, _plain, _recorded_text)
 
 
 # --- vmap ------------------------------------------------------------------------------------------

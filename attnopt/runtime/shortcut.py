@@ -17,10 +17,16 @@ from torch.autograd import forward_ad
 _PYTHON = torch._C.DispatchKey.Python
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Any, ...]]
+Text = Callable[[str, torch.dtype], str]
 
 
 def register_shortcut(
-    library: torch.library.Library, forward: Any, kernel: Kernel, backward: Backward, plain: Kernel
+    library: torch.library.Library,
+    forward: Any,
+    kernel: Kernel,
+    backward: Backward,
+    plain: Kernel,
+    recorded_text: Text,
 ) -> None:
     """Make it what runs for the key `AutogradCPU`.
 
@@ -29,10 +35,11 @@ def register_shortcut(
         forward: the operator.
         kernel: what it runs on the CPU.
         backward: `backward(ctx, grad_out, grad_lse)` gives the gradients of q, k, v, of the list of captures, and of
-            scalars and spec.
+            scalars and spec; `ctx.kept` are the result and lse, or two times None.
         plain: the same in operators of PyTorch.
+        recorded_text: from a spec and a dtype to the spec to run where gradients will be wanted, which may return lse.
     """
-    recorded = _recorded(forward, backward)
+    recorded = _recorded(forward, backward, recorded_text)
 
     def attention(
         keys: Any, q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
@@ -58,7 +65,7 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def _recorded(forward: Any, backward: Backward) -> Any:
+def _recorded(forward: Any, backward: Backward, recorded_text: Text) -> Any:
     class Recorded(torch.autograd.Function):
         """The operator below the autograd keys, and its gradients."""
 
@@ -66,18 +73,20 @@ def _recorded(forward: Any, backward: Backward) -> Any:
         def forward(
             ctx: Any, q: Tensor, k: Tensor, v: Tensor, scalars: list[int], spec: str, *captures: Tensor
         ) -> tuple[Tensor, Tensor]:
+            text = recorded_text(spec, q.dtype)
             with torch._C._AutoDispatchBelowAutograd():
-                out, lse = forward(q, k, v, list(captures), list(scalars), spec)
-            ctx.save_for_backward(q, k, v, *captures)
-            ctx.scalars, ctx.spec, ctx.needs = scalars, spec, ctx.needs_input_grad
-            return out, lse
+                out, lse = forward(q, k, v, list(captures), list(scalars), text)
+            kept = (out, lse) if lse.dim() == 3 else ()
+            ctx.save_for_backward(q, k, v, *captures, *kept)
+            ctx.scalars, ctx.spec, ctx.needs, ctx.captures = scalars, spec, ctx.needs_input_grad, len(captures)
+            return out, lse if text == spec else lse.new_empty(0)
 
         @staticmethod
         def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
-            needs = ctx.needs
-            q, k, v, captures, _, _ = backward(
-                _Context(ctx.saved_tensors, ctx.scalars, ctx.spec, (*needs[:3], list(needs[5:]))), grad_out, grad_lse
-            )
+            needs, count, saved = ctx.needs, 3 + ctx.captures, ctx.saved_tensors
+            context = _Context(saved[:count], ctx.scalars, ctx.spec, (*needs[:3], list(needs[5:])))
+            context.kept = saved[count:] or (None, None)
+            q, k, v, captures, _, _ = backward(context, grad_out, grad_lse)
             return (q, k, v, None, None, *captures)
 
     return Recorded
@@ -88,3 +97,4 @@ class _Context:
 
     def __init__(self, saved: tuple[Tensor, ...], scalars: list[int], spec: str, needs: tuple[Any, ...]) -> None:
         self.saved_tensors, self.scalars, self.spec, self.needs_input_grad = saved, scalars, spec, needs
+        self.kept: tuple[Tensor | None, ...] = (None, None)

@@ -18,9 +18,8 @@ from attnopt.codegen.triton_plans import Chip, TritonPlan, backward_plans, plans
 from attnopt.errors import AttnoptError
 from attnopt.options import Options
 from attnopt.runtime.capturing import capturing
-from attnopt.runtime.gradient import recording
+from attnopt.runtime.gradient import expected
 from attnopt.runtime.native import layout_of
-from attnopt.runtime.reference import reference
 from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_launch import chip_of, far, on
 from attnopt.runtime.triton_tune import Tuner
@@ -169,28 +168,3 @@ def _disagrees(
             name = ("q", "k", "v", *(c.name for c in kernels.spec.captures))[place]
             return f"the gradient of {name} disagrees with the reference ({verdict})"
     return ""
-
-
-def expected(
-    spec: AttentionSpec,
-    grad: Tensor,
-    dlse: Tensor | None,
-    tensors: Sequence[Tensor],
-    scalars: Sequence[int],
-    needs: Sequence[bool],
-    work: torch.dtype,
-) -> list[Tensor]:
-    """The gradients that `needs` marks, through the reference, computed in `work`."""
-    leaves = [
-        (t.detach().to(work) if place < 3 else t.detach().clone()).requires_grad_(needed)
-        for place, (t, needed) in enumerate(zip(tensors, needs, strict=True))
-    ]
-    q, k, v, *captures = leaves
-    with recording(q.device.type):
-        results = reference(spec, q, k, v, captures, scalars, compute=work)
-    pairs = [
-        (r, g.to(r.dtype)) for r, g in zip(results, (grad, dlse), strict=True) if g is not None and r.requires_grad
-    ]
-    wanted = [leaf for leaf, needed in zip(leaves, needs, strict=True) if needed]
-    outputs, weights = zip(*pairs, strict=True)
-    return list(torch.autograd.grad(outputs, wanted, weights, allow_unused=True, materialize_grads=True))

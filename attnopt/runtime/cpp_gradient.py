@@ -1,0 +1,260 @@
+"""Gradients by C++ kernels on CPU tensors, from the saved result and lse; None where there are none."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy as sp
+import torch
+from torch import Tensor
+
+from attnopt import dump
+from attnopt.codegen.base import Layout
+from attnopt.codegen.cpp_backward import emit_backward, undifferentiable
+from attnopt.codegen.cpp_loads import k_axes
+from attnopt.codegen.cpp_plans import backward_plan
+from attnopt.codegen.cpp_tables import sum_type
+from attnopt.errors import AttnoptError, CompileError
+from attnopt.options import Options
+from attnopt.runtime import linear
+from attnopt.runtime.bounds import by_data, outside
+from attnopt.runtime.build import build_kernel
+from attnopt.runtime.compile import Library, find_compiler, vector_lanes
+from attnopt.runtime.gradient import expected
+from attnopt.runtime.native import layout_of
+from attnopt.runtime.reference import reference
+from attnopt.runtime.validate import compare, nudge
+from attnopt.spec import AttentionSpec, Softmax
+
+# Queries and keys of the problem on which a kernel is compared with the reference before its first use: some tiles.
+_SAMPLE = 136
+Warn = Callable[[str], None]
+Saved = tuple[Tensor | None, Tensor | None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _with_lse(text: str) -> str:
+    spec = AttentionSpec.parse(text)
+    heads = spec.heads
+    shared = heads.k == heads.v and heads.k_map == heads.v_map
+    plain = not spec.dropout and not spec.merge and spec.select is None and spec.rows == sp.true
+    if not isinstance(spec.normalizer, Softmax) or not plain or not shared:
+        return text
+    return replace(spec, returns=("lse",)).text
+
+
+def recorded_text(text: str, dtype: torch.dtype, options: Options) -> str:
+    """The spec to run where gradients will be wanted: it returns lse if a C++ kernel may compute them from it."""
+    if not _enabled(dtype, options):
+        return text
+    try:
+        find_compiler(options)
+    except CompileError:
+        return text
+    return _with_lse(text)
+
+
+def _enabled(dtype: torch.dtype, options: Options) -> bool:
+    return dtype != torch.float64 and options.kernel in ("auto", "cpp") and not options.disable
+
+
+@dataclass
+class Gradients:
+    """The kernel of one spec, layout and set of learned captures; `problem` is why it may not be used."""
+
+    spec: AttentionSpec
+    layout: Layout
+    learned: tuple[str, ...]
+    options: Options
+    warn: Warn
+    problem: str = ""
+    library: Library | None = None
+    checked: set[Any] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.problem = undifferentiable(self.spec, self.layout, self.learned) or ""
+        self.by_data = by_data(self.spec)
+        self.places = {
+            3 + i: torch.float64 if sum_type(self.spec, c.name) == "double" else torch.float32
+            for i, c in enumerate(self.spec.captures)
+            if c.name in self.learned
+        }
+        if self.problem:
+            return
+        kernel = emit_backward(self.spec, self.layout, backward_plan(vector_lanes()), self.learned)
+        dump.kernel(self.options.dump, f"{self.spec.key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
+        try:
+            self.library = build_kernel(kernel, self.options, self.warn, self.spec.text, "backward")
+        except AttnoptError as error:
+            self.problem = str(error)
+
+    def run(
+        self, grad: Tensor, dlse: Tensor | None, tensors: Sequence[Tensor], scalars: Sequence[int], saved: Saved
+    ) -> dict[int, Tensor]:
+        """Gradients of q, k, v and the learned captures by their place among the tensors. Raises `CompileError`."""
+        q, k, v, *captures = tensors
+        out, lse = saved
+        results = [torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v)]
+        tables = [torch.zeros(tensors[place].shape, dtype=kind) for place, kind in self.places.items()]
+        numbers = [q.shape[0], q.shape[2], k.shape[2]]
+        for t in (q, k, v, grad if out is None else out, grad, *captures):
+            numbers += t.stride()
+        numbers += scalars[: len(self.spec.scalars)]
+        for t in tables:
+            numbers += [*t.stride(), t.numel()]
+        dlse = None if dlse is None else dlse.to(torch.float32).contiguous()
+        given = (*tensors, out, grad, lse, dlse, *results, *tables)
+        pointers = [None if t is None else t.data_ptr() for t in given]
+        assert self.library is not None
+        status = self.library.run(
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_int64 * len(numbers))(*numbers),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
+        return {**dict(enumerate(results)), **dict(zip(self.places, tables, strict=True))}
+
+    def trusted(
+        self,
+        grad: Tensor,
+        dlse: Tensor | None,
+        tensors: Sequence[Tensor],
+        scalars: Sequence[int],
+        needs: Sequence[bool],
+    ) -> str:
+        """Why the kernel may not be used on these inputs; empty if it may."""
+        q, k, _, *captures = tensors
+        sizes = (q.shape[0], q.shape[2], k.shape[2], *[t.shape for t in captures], *scalars)
+        if sizes in self.checked:
+            return (outside(self.spec, q, k, captures, scalars, True) or "") if self.by_data else ""
+        problem = outside(self.spec, q, k, captures, scalars)
+        if problem:
+            return problem
+        kind = tuple((min(n, _SAMPLE).bit_length(), n % 8 == 0) for n in (q.shape[2], k.shape[2]))
+        if self.options.first_use_check and kind not in self.checked:
+            problem = self.problem = self._disagrees(grad, dlse, tensors, scalars, needs)
+            if not problem:
+                self.checked.add(kind)
+        if not problem:
+            self.checked.add(sizes)
+        return problem or ""
+
+    def _disagrees(
+        self,
+        grad: Tensor,
+        dlse: Tensor | None,
+        tensors: Sequence[Tensor],
+        scalars: Sequence[int],
+        needs: Sequence[bool],
+    ) -> str:
+        """Judged on the first queries and keys of the first entries, where loads stay inside their tensors there."""
+        q, k, v, *captures = tensors
+        rows, keys = min(q.shape[2], _SAMPLE), min(k.shape[2], _SAMPLE)
+        few = [q[:2, :, :rows], k[:2, :, :keys], v[:2, :, :keys], *captures]
+        if outside(self.spec, few[0], few[1], captures, scalars):
+            few, rows = list(tensors), q.shape[2]
+        grads = grad[: few[0].shape[0], :, :rows], None if dlse is None else dlse[: few[0].shape[0], :, :rows]
+        saved: Saved = (None, None)
+        if isinstance(self.spec.normalizer, Softmax):
+            out, lse = reference(self.spec, *few[:3], captures, scalars)
+            saved = out, lse.contiguous()
+        found = self.run(*grads, few, scalars, saved)
+        return objection(self.spec, *grads, few, scalars, needs, found)
+
+
+def objection(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    found: Mapping[int, Tensor],
+) -> str:
+    """Which of the gradients `found`, by place among the tensors, is less right than eager's; empty if none is."""
+    q = tensors[0]
+    places = [place for place, needed in enumerate(needs) if needed]
+    golden, eager = (expected(spec, grad, dlse, tensors, scalars, needs, x) for x in (torch.float64, q.dtype))
+    nudged: list[list[Tensor]] = []
+    for i, place in enumerate(places):
+        mine = found[place].to(tensors[place].dtype)
+        verdict = compare(golden[i], eager[i], mine, gradients=True)
+        if not verdict.ok and not nudged:
+            moved = (_moved(tensors, seed) for seed in range(3))
+            nudged = [expected(spec, grad, dlse, x, scalars, needs, torch.float64) for x in moved]
+        if not verdict.ok:
+            verdict = compare(golden[i], eager[i], mine, gradients=True, nudged=[run[i] for run in nudged])
+        if not verdict.ok:
+            name = ("q", "k", "v", *(c.name for c in spec.captures))[place]
+            return f"the gradient of {name} disagrees with the reference ({verdict})"
+    return ""
+
+
+def _moved(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Inputs a few roundings away: where the mathematics itself is sensitive they show how much."""
+    q, k, *rest = tensors
+    size = 2.0 * (1.0 + (q.shape[3] / 2) ** 0.5)
+    return [nudge(q, size, 2 * seed), nudge(k, size, 2 * seed + 1), *rest]
+
+
+_KNOWN: dict[Any, Gradients] = {}
+_LOCK = threading.RLock()
+
+
+def gradients(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    needs: Sequence[bool],
+    saved: Saved,
+    options: Options,
+    warn: Warn,
+) -> list[Tensor] | None:
+    """Gradients of the tensors (q, k, v, captures...) that `needs` marks, contiguous and in their dtypes.
+
+    `saved` are the result and lse, None for a normaliser that needs neither. The answer is None where another way is
+    the better one, and, after a warning with the reason, where there is no kernel or it disagrees with the reference.
+    """
+    q, k, _, *captures = tensors
+    if not _enabled(q.dtype, options) or not any(needs) or spec.dropout or 0 in (*q.shape, k.shape[2]):
+        return None
+    if linear.chosen(spec, q, k) is not None:
+        return None
+    if isinstance(spec.normalizer, Softmax) and (saved[1] is None or not saved[1].numel()):
+        return None
+    try:
+        kernel = _kernel(spec, q, captures, needs, options, warn)
+        with torch.no_grad():
+            problem = kernel.problem or kernel.trusted(grad, dlse, tensors, scalars, needs)
+            if not problem:
+                found = kernel.run(grad, dlse, tensors, scalars, saved)
+                return [found[i].to(t.dtype) for i, t in enumerate(tensors) if needs[i]]
+    except AttnoptError as error:
+        problem = str(error)
+    warn(f"no C++ kernel for these gradients: {problem.rstrip('.')}. They are computed as in eager PyTorch.")
+    return None
+
+
+def _kernel(
+    spec: AttentionSpec, q: Tensor, captures: Sequence[Tensor], needs: Sequence[bool], options: Options, warn: Warn
+) -> Gradients:
+    learned = tuple(c.name for c, needed in zip(spec.captures, needs[3:], strict=True) if needed)
+    layout = layout_of(_axes(spec), q, captures)
+    key = (spec.key, layout, learned, options)
+    with _LOCK:
+        if key not in _KNOWN:
+            _KNOWN[key] = Gradients(spec, layout, learned, options, warn)
+        return _KNOWN[key]
+
+
+@functools.lru_cache(maxsize=4096)
+def _axes(spec: AttentionSpec) -> tuple[int | None, ...]:
+    return k_axes(spec)
