@@ -31,6 +31,7 @@ from tests.specs import CASES, Case, Sizes, case
 REFUSED = {
     "head_table": "head map", "gate": "whole row", "gate_per_row": "whole row", "squared_relu": "divisor",
     "softplus": "divisor", "linear": "divisor", "linear_absolute": "divisor", "pointwise_gated": "divisor",
+    "routed": "every query", "routed_groups": "every query", "routed_halves": "every query",
 }  # fmt: skip
 SHAPES = ((2, 9, 11, "sliced"), (2, 101, 129, "transposed"), (1, 49, 200, "broadcast"))
 
