@@ -6,14 +6,15 @@ from typing import Any
 
 from attnopt.factor.rewrite import FactorBias
 from attnopt.linearize.rewrite import Linearize
+from attnopt.mix.rewrite import MixHeads
 from attnopt.passes.prune_heads import PruneHeads
 from attnopt.passes.share_kv import ShareKV
 from attnopt.passes.tolerance import Tolerance, next_token_loss
 from attnopt.sparsify.rewrite import Sparsify
 
-__all__ = ["FactorBias", "Linearize", "PruneHeads", "ShareKV", "Sparsify", "Tolerance", "next_token_loss"]
+__all__ = ["FactorBias", "Linearize", "MixHeads", "PruneHeads", "ShareKV", "Sparsify", "Tolerance", "next_token_loss"]
 
-_LATER = ("MixHeads", "Auto")
+_LATER = ("Auto",)
 
 
 def __getattr__(name: str) -> Any:

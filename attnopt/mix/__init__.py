@@ -1,0 +1,1 @@
+"""Mixtures of heads: routers, what they are fitted to, and the rewrite."""
