@@ -70,6 +70,7 @@ ROWS = (
     Row("Sparsify", "blocks of mass 0.9", {"method": "blocks", "mass": 0.9, "always": True}, (), ("lm",)),
     Row("Sparsify", "window 64", {"method": "window", "window": 64, "always": True}, (), ("minilm",)),
     Row("MixHeads", "2 shared, 4 active", {"shared": 2, "active": 4}, (), ("lm",)),
+    Row("MixHeads", "2 shared, 4 active, linear", {"shared": 2, "active": 4, "router": "linear"}, (), ("lm",)),
     Row("FactorBias", "0.01", {"tolerance": 0.01}, (), ()),  # neither subject has a bias to factor
 )
 
