@@ -29,7 +29,7 @@ from attnopt.runtime.gradient import expected
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import compare, nudge
-from attnopt.spec import AttentionSpec, Softmax
+from attnopt.spec import AttentionSpec, Mixed, Softmax
 
 # Queries and keys of the problem on which a kernel is compared with the reference before its first use: some tiles.
 _SAMPLE = 136
@@ -226,7 +226,7 @@ def gradients(
     q, k, _, *captures = tensors
     if not _enabled(q.dtype, options) or not any(needs) or spec.dropout or 0 in (*q.shape, k.shape[2]):
         return None
-    if linear.chosen(spec, q, k) is not None:
+    if linear.chosen(spec, q, k) is not None or isinstance(spec.normalizer, Mixed):
         return None
     if isinstance(spec.normalizer, Softmax) and (saved[1] is None or not saved[1].numel()):
         return None
