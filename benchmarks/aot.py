@@ -29,7 +29,7 @@ from attnopt.spec import AttentionSpec, Heads
 # Bytes of a thread's stack that a plan of the tables may use, and vector registers on AMD.
 SPILLS = 256
 # Kernels without a product of matrices.
-WITHOUT_PRODUCTS = ("attention_combine", "attention_delta")
+WITHOUT_PRODUCTS = ("attention_combine", "attention_delta", "attention_rows")
 WIDTHS = (64, 128, 256)
 
 
