@@ -49,6 +49,8 @@ def undifferentiable(spec: AttentionSpec, layout: Layout, learned: Sequence[str]
         return "the C++ kernel has gradients of a softmax and of pointwise weights"
     if isinstance(spec.normalizer, Pointwise) and ex.depends(spec.normalizer.divide, ex.t, ex.a):
         return "the C++ kernel has no gradient of a divisor that is made from the weights"
+    if isinstance(spec.normalizer, Pointwise) and spec.score.has(sp.exp, sp.log):
+        return "the C++ kernel has gradients of pointwise weights without exponentials, which overflow at large scores"
     for name in (*(c.name for c in spec.captures), *spec.scalars):
         if name in _NAMES or name.startswith("grad_"):
             return f"the C++ kernel cannot use {name!r} as the name of a capture or scalar"

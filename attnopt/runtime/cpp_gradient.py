@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from attnopt.runtime.native import layout_of
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import compare, nudge
 from attnopt.spec import AttentionSpec, Mixed, Softmax
+
+log = logging.getLogger("attnopt")
 
 # Queries and keys of the problem on which a kernel is compared with the reference before its first use: some tiles.
 _SAMPLE = 136
@@ -65,7 +68,10 @@ def _enabled(dtype: torch.dtype, options: Options) -> bool:
 
 @dataclass
 class Gradients:
-    """The kernel of one spec, layout and set of learned captures; `problem` is why it may not be used."""
+    """The kernel of one spec, layout and set of learned captures.
+
+    `refused` is why there is none for such a spec; `problem` why the one that there is may not be used.
+    """
 
     spec: AttentionSpec
     layout: Layout
@@ -73,18 +79,20 @@ class Gradients:
     options: Options
     warn: Warn
     problem: str = ""
+    refused: str = ""
     library: Library | None = None
     checked: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.problem = undifferentiable(self.spec, self.layout, self.learned) or ""
+        self.refused = undifferentiable(self.spec, self.layout, self.learned) or ""
         self.by_data = by_data(self.spec)
         self.places = {
             3 + i: torch.float64 if sum_type(self.spec, c.name) == "double" else torch.float32
             for i, c in enumerate(self.spec.captures)
             if c.name in self.learned
         }
-        if self.problem:
+        if self.refused:
+            log.info("gradients of %s are computed by the reference: %s", self.spec, self.refused)
             return
         kernel = emit_backward(self.spec, self.layout, backward_plan(vector_lanes()), self.learned)
         dump.kernel(self.options.dump, f"{self.spec.key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
@@ -186,8 +194,8 @@ def objection(
         mine = found[place].to(tensors[place].dtype)
         verdict = compare(golden[i], eager[i], mine, gradients=True)
         if not verdict.ok and not nudged:
-            moved = (_moved(tensors, seed) for seed in range(3))
-            nudged = [expected(spec, grad, dlse, x, scalars, needs, torch.float64) for x in moved]
+            moved = (_moved(grad, tensors, seed) for seed in range(3))
+            nudged = [expected(spec, g, dlse, x, scalars, needs, torch.float64) for g, x in moved]
         if not verdict.ok:
             verdict = compare(golden[i], eager[i], mine, gradients=True, nudged=[run[i] for run in nudged])
         if not verdict.ok:
@@ -196,11 +204,16 @@ def objection(
     return ""
 
 
-def _moved(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Inputs a few roundings away: where the mathematics itself is sensitive they show how much."""
-    q, k, *rest = tensors
-    size = 2.0 * (1.0 + (q.shape[3] / 2) ** 0.5)
-    return [nudge(q, size, 2 * seed), nudge(k, size, 2 * seed + 1), *rest]
+def _moved(grad: Tensor, tensors: Sequence[Tensor], seed: int) -> tuple[Tensor, list[Tensor]]:
+    """Inputs a few roundings away: where the mathematics itself is sensitive they show how much.
+
+    Summing d products in sequence errs like inputs that are off by sqrt(d/2) roundings, here at two sigma: q and k
+    for the scores, v and the gradient of the result for those of the weights.
+    """
+    q, k, v, *rest = tensors
+    size, width = (2.0 * (1.0 + (t.shape[3] / 2) ** 0.5) for t in (q, v))
+    moved = [nudge(t, x, 4 * seed + i) for i, (t, x) in enumerate(((q, size), (k, size), (v, width), (grad, width)))]
+    return moved[3], [*moved[:3], *rest]
 
 
 _KNOWN: dict[Any, Gradients] = {}
@@ -221,7 +234,7 @@ def gradients(
     """Gradients of the tensors (q, k, v, captures...) that `needs` marks, contiguous and in their dtypes.
 
     `saved` are the result and lse, None for a normaliser that needs neither. The answer is None where another way is
-    the better one, and, after a warning with the reason, where there is no kernel or it disagrees with the reference.
+    the better one or the spec has no kernel, and, after a warning, where one fails or disagrees with the reference.
     """
     q, k, _, *captures = tensors
     if not _enabled(q.dtype, options) or not any(needs) or spec.dropout or 0 in (*q.shape, k.shape[2]):
@@ -232,6 +245,8 @@ def gradients(
         return None
     try:
         kernel = _kernel(spec, q, captures, needs, options, warn)
+        if kernel.refused:
+            return None
         with torch.no_grad():
             problem = kernel.problem or kernel.trusted(grad, dlse, tensors, scalars, needs)
             if not problem:

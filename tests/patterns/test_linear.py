@@ -133,7 +133,7 @@ def test_quadratic_source_runs_at_linear_cost(run: object, form: str, text: str)
     model = Function(run)
     fast = attnopt.optimize(model, LONG)
     (site,) = fast.report.sites
-    assert (site.status, site.form, site.kernel) == ("fused", form, "linear")
+    assert (site.status, site.form, site.kernel) == ("fused", form, "cpp linear")
     assert str(site.spec) == f"2 heads, d=8; {text}"
     with dispatch.use(attnopt.Options()):
         alike(model, fast, LONG)

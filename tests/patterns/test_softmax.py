@@ -36,7 +36,6 @@ DECLINES: tuple[tuple[str, Run, str], ...] = (
     ("identity_added", lambda q, k, v: ((q @ k.mT).softmax(-1) + torch.eye(7, 9)) @ v, CHANGED),
     ("heads_mixed_after", lambda q, k, v: torch.einsum("hg,bgqk->bhqk", q[0, :, :4, 0], (q @ k.mT).softmax(-1)) @ v, ""),
     ("heads_mixed_before", lambda q, k, v: torch.einsum("hg,bgqk->bhqk", q[0, :, :4, 0], q @ k.mT).softmax(-1) @ v, NONE),
-    ("scores_of_one_operand", lambda q, k, v: ((k @ q[0, 0, 0]).softmax(-1).unsqueeze(-1) * v).sum(-2), NONE),
     ("by_a_linear_map", lambda q, k, v: torch.nn.functional.linear(q[0, 0], k[0, 0]).softmax(-1) @ v[0, 0], NONE),
     ("keys_of_two_dimensions", lambda q, k, v: torch.einsum("bhqxy,bhxyd->bhqd", (q @ k.mT).softmax(-1).view(2, 4, 7, 3, 3), v.view(2, 4, 3, 3, 8)), "the contraction that applies the weights has a form that is not known"),
     ("many_columns", lambda q, k, v: torch.cat((q @ k.mT, q @ k.mT), -1).softmax(-1)[..., :9] @ v, "the softmax runs over more than the keys whose values are summed"),

@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import sympy as sp
 import torch
 from torch.testing import assert_close
 
 from attnopt import expr as ex
 from attnopt.codegen import cpp
+from attnopt.codegen.base import Layout
+from attnopt.codegen.cpp_backward import undifferentiable
 from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import cpp_gradient
 from attnopt.runtime.dispatch import AttnoptWarning, kernel_used, use
 from attnopt.runtime.op import attention
 from attnopt.runtime.reference import reference
-from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads
+from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise
 from tests.runtime.cases import BIASED, CAUSAL, PLAIN, inputs, padded
 
 BIAS = torch.randn(4, 5, 7, generator=torch.Generator().manual_seed(3))
@@ -83,10 +86,16 @@ def test_which_calls_ask_for_lse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpp_gradient.recorded_text(text, torch.float32, options) == text
 
 
-def test_what_has_no_kernel_is_said_and_still_right(options: Options) -> None:
+def test_what_has_no_kernel_is_logged_and_still_right(options: Options, caplog: pytest.LogCaptureFixture) -> None:
     gated = replace(PLAIN, gate=ex.load("gain", ex.h), captures=(Capture("gain", "float", (4,)),))
-    with pytest.warns(AttnoptWarning, match="no gradient of gain, which a whole row is multiplied by"):
+    with caplog.at_level("INFO", logger="attnopt"):
         _both(gated, torch.randn(4))
+    assert "no gradient of gain, which a whole row is multiplied by" in caplog.text
+
+
+def test_pointwise_weights_with_exponentials_go_another_way(options: Options) -> None:
+    sigmoid = replace(PLAIN, normalizer=Pointwise(), score=1 / (1 + sp.exp(-ex.s)))
+    assert "overflow" in (undifferentiable(sigmoid, Layout("float32", ()), ()) or "")
 
 
 def test_other_head_maps_go_another_way(options: Options) -> None:
