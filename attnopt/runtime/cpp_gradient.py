@@ -26,7 +26,7 @@ from attnopt.runtime import linear
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.build import build_kernel
 from attnopt.runtime.compile import Library, find_compiler, vector_lanes
-from attnopt.runtime.gradient import expected
+from attnopt.runtime.gradient import expected, telling
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import compare, nudge
@@ -167,7 +167,8 @@ class Gradients:
         few = [q[:2, :, :rows], k[:2, :, :keys], v[:2, :, :keys], *captures]
         if outside(self.spec, few[0], few[1], captures, scalars):
             few, rows = list(tensors), q.shape[2]
-        grads = grad[: few[0].shape[0], :, :rows], None if dlse is None else dlse[: few[0].shape[0], :, :rows]
+        some = slice(few[0].shape[0]), slice(None), slice(rows)
+        grads = telling(grad[some]), None if dlse is None else telling(dlse[some])
         saved: Saved = (None, None)
         if isinstance(self.spec.normalizer, Softmax):
             out, lse = reference(self.spec, *few[:3], captures, scalars)

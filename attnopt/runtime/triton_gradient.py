@@ -18,7 +18,7 @@ from attnopt.codegen.triton_plans import Chip, TritonPlan, backward_plans, plans
 from attnopt.errors import AttnoptError
 from attnopt.options import Options
 from attnopt.runtime.capturing import capturing
-from attnopt.runtime.gradient import expected
+from attnopt.runtime.gradient import expected, telling
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_launch import chip_of, far, on
@@ -158,7 +158,7 @@ def _disagrees(
     q, k, v, *captures = tensors
     rows, keys = min(q.shape[2], _SAMPLE), min(k.shape[2], _SAMPLE)
     few = [q[:, :, :rows], k[:, :, :keys], v[:, :, :keys], *captures]
-    grads = grad[:, :, :rows], None if dlse is None else dlse[:, :, :rows].contiguous()
+    grads = telling(grad[:, :, :rows]), None if dlse is None else telling(dlse[:, :, :rows].contiguous())
     found = kernels.run(*grads, few, scalars, backward)
     golden, eager = (expected(kernels.spec, *grads, few, scalars, needs, x) for x in (torch.float64, q.dtype))
     places = [i for i, needed in enumerate(needs) if needed]

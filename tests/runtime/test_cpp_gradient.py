@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -106,6 +107,38 @@ def test_an_untrusted_kernel_is_not_used(options: Options, monkeypatch: pytest.M
     monkeypatch.setattr(cpp_gradient, "objection", lambda *args: "it is wrong.")
     with pytest.warns(AttnoptWarning, match="it is wrong"):
         _both(replace(PLAIN, keep=BIASED.keep, empty_row=EmptyRow.ZERO))
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_a_first_gradient_that_says_nothing_decides_nothing(value: float, options: Options) -> None:
+    cpp_gradient._KNOWN.clear()
+    q, k, v = (t.requires_grad_() for t in inputs(CAUSAL))
+    out, _ = attention(CAUSAL, q, k, v)
+    grad = torch.zeros_like(out)
+    grad[0, 0, 2, 1] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AttnoptWarning)
+        out.backward(grad)
+        _both(CAUSAL)
+    (kernel,) = cpp_gradient._KNOWN.values()
+    assert not kernel.problem
+    assert kernel.checked
+
+
+def test_a_wrong_kernel_is_seen_though_the_first_gradient_is_zero(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpp_gradient._KNOWN.clear()
+    run = cpp_gradient.Gradients.run
+
+    def doubled(self: cpp_gradient.Gradients, *args: object) -> dict[int, torch.Tensor]:
+        return {place: 2 * found for place, found in run(self, *args).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cpp_gradient.Gradients, "run", doubled)
+    q, k, v = (t.requires_grad_() for t in inputs(CAUSAL))
+    with pytest.warns(AttnoptWarning, match="disagrees"):
+        (attention(CAUSAL, q, k, v)[0] * 0).sum().backward()
+    cpp_gradient._KNOWN.clear()
 
 
 def test_without_keys_or_queries_gradients_are_zero(options: Options) -> None:

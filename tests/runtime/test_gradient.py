@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from attnopt.runtime.gradient import _sdpa_pays, gradients
+from attnopt.runtime.gradient import _sdpa_pays, gradients, telling
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec, Heads
@@ -69,3 +69,18 @@ def test_what_torch_has_no_fused_gradient_of_goes_through_the_reference() -> Non
     assert not _sdpa_pays(PLAIN, inputs(PLAIN))  # widths differ
     assert not _sdpa_pays(_square(PLAIN), inputs(_square(PLAIN), dtype=F64))
     assert not _sdpa_pays(_square(PLAIN), inputs(_square(PLAIN), n_k=0))
+
+
+def test_kernels_are_judged_by_gradients_of_every_row() -> None:
+    whole = torch.ones(2, 4, 5, 6)
+    assert telling(whole) is whole
+    assert telling(whole[..., 0]).shape == (2, 4, 5)
+    for value in (0.0, torch.inf, torch.nan):
+        for shape in (whole.shape, whole.shape[:3]):
+            poor = torch.ones(shape)
+            poor[1, 2, 3] = value
+            drawn = telling(poor)
+            assert drawn.shape == shape
+            assert bool(drawn.isfinite().all())
+            assert drawn.count_nonzero() == drawn.numel()
+            assert torch.equal(drawn, telling(poor))
