@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,9 @@ class Settings:
         for rewrite in self.rewrites:
             if isinstance(rewrite, type) or not hasattr(rewrite, "decide") or not hasattr(rewrite, "contract"):
                 raise OptionError(f"rewrites must be objects from attnopt.rewrites, not {rewrite!r}.")
+            loss = getattr(rewrite, "loss", None)
+            if loss is not None and not callable(loss):
+                raise OptionError(f"{rewrite.name}: loss must be a function of the model's output, not {loss!r}.")
         order = {name: place for place, name in enumerate(approximate.ORDER)}
         ordered = sorted(self.rewrites, key=lambda r: order.get(r.name, len(order)))
         object.__setattr__(self, "rewrites", tuple(ordered))
@@ -88,6 +91,7 @@ def optimize(
         ShapeError: for inputs that do not fit the model's device or, later, the captured shapes.
     """
     check_call(model, args, kwargs)
+    _check_rewrites(model, rewrites)
     settings = Settings(
         tuple(rewrites or ()), tolerance, calibration, dynamic_shapes, rest, validate, strict, Options.make(options)
     )
@@ -133,6 +137,17 @@ def check_call(model: Any, args: Any, kwargs: Any) -> None:
         raise OptionError(f"args must be a tuple of the forward's arguments, not {type(args).__name__}: write (x,).")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise OptionError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}.")
+
+
+def _check_rewrites(model: nn.Module, rewrites: Any) -> None:
+    if rewrites is not None and not isinstance(rewrites, Iterable):
+        raise OptionError(f"rewrites must be a sequence: write rewrites=[{type(rewrites).__name__}(...)].")
+    done = [d.rewrite for d in (getattr(model, "_decisions", None) or ()) if d.sites]
+    if isinstance(model, OptimizedModule) and done and (rewrites or model.added()):
+        raise OptionError(
+            f"model is the result of approximate rewrites ({', '.join(dict.fromkeys(done))}) and its code is still "
+            "that of the model before them: optimize that model instead, with all rewrites in one call."
+        )
 
 
 @dataclass(frozen=True)

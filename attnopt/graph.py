@@ -8,6 +8,7 @@ have it too.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -78,6 +79,18 @@ def module_path(node: fx.Node) -> str:
     entries = [v[0] for v in stack.values()]
     path = str(entries[-1]) if entries else ""
     return path.replace("L['self'].", "").replace("L__self___", "").removeprefix("L['self']")
+
+
+def added_name(key: str, keys: Iterable[str]) -> str:
+    """Where the tensors live that rewrites bring along for a site: `a.b` and `a_b` have two places."""
+    name = _joined(key)
+    alike = [other for other in keys if _joined(other) == name]
+    place = alike.index(key) if key in alike else 0
+    return ".".join((ADDED, f"{name}__{place}" if place else name))
+
+
+def _joined(key: str) -> str:
+    return key.replace(".", "_").replace("#", "_") or "root"
 
 
 def normalize(gm: fx.GraphModule) -> fx.GraphModule:

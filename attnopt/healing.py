@@ -63,6 +63,7 @@ def heal(
         OptionError: for arguments that do not fit. ValidationError: if the loss stops being finite.
     """
     batches = _checked(model, teacher, data, steps, lr, loss)
+    _checked_training(parameters, weight_decay, clip)
     started = time.monotonic()
     student = copy.deepcopy(model).eval()
     trained = [p for n, p in student.named_parameters() if p.requires_grad and (parameters is None or parameters(n))]
@@ -201,3 +202,12 @@ def _checked(model: Any, teacher: Any, data: Any, steps: Any, lr: Any, loss: Any
     if not batches:
         raise OptionError("heal: data is empty; give at least one input.")
     return batches
+
+
+def _checked_training(parameters: Any, weight_decay: Any, clip: Any) -> None:
+    for name, given, least in (("clip", clip, "more than 0"), ("weight_decay", weight_decay, "0 or more")):
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not number or not (given > 0 or (given == 0 and least == "0 or more")):
+            raise OptionError(f"heal: {name} must be a number, {least}, not {given!r}.")
+    if parameters is not None and not callable(parameters):
+        raise OptionError(f"heal: parameters must be a function of a parameter's name, not {parameters!r}.")

@@ -88,6 +88,10 @@ def test_only_the_named_parameters_are_trained() -> None:
         ({"data": []}, "data is empty"),
         ({"data": [torch.ones(2)]}, "each input must be"),
         ({"parameters": lambda name: False}, "no parameter to train"),
+        ({"parameters": "all"}, "parameters must be a function"),
+        ({"clip": -1.0}, "clip must be a number, more than 0, not -1.0"),
+        ({"clip": 0}, "clip must be a number"),
+        ({"weight_decay": "x"}, "weight_decay must be a number, 0 or more"),
     ],
 )
 def test_arguments_that_do_not_fit(change: dict[str, Any], says: str) -> None:

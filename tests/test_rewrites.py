@@ -10,7 +10,7 @@ from torch import nn
 
 import attnopt
 from attnopt.errors import OptionError
-from attnopt.rewrites import PruneHeads, ShareKV, Tolerance
+from attnopt.rewrites import MixHeads, PruneHeads, ShareKV, Tolerance
 from tests.passes.tiny import model
 
 # Large enough to accept whatever random weights do.
@@ -61,6 +61,28 @@ def test_an_approximate_rewrite_needs_a_tolerance_and_an_instance() -> None:
         attnopt.optimize(module, (x,), rewrites=[PruneHeads(fraction=0.5)])
     with pytest.raises(OptionError, match=r"objects from attnopt\.rewrites"):
         attnopt.optimize(module, (x,), rewrites=[PruneHeads], tolerance=ANY)
+
+
+def test_losses_and_rewrites_that_are_none_get_one_error() -> None:
+    module, x = _tiny()
+    for rewrites, said in (
+        (PruneHeads(heads={0: [1]}), r"write rewrites=\[PruneHeads"),
+        ([PruneHeads(heads={0: [1]}, loss="kl")], "prune_heads: loss must be a function"),  # type: ignore[arg-type]
+        ([PruneHeads(heads={0: [1]}, loss=lambda out: out)], r"must give one number, not a tensor \[2, 5, 24\]"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            attnopt.optimize(module, (x,), rewrites=rewrites, tolerance=ANY)  # type: ignore[arg-type]
+
+
+def test_a_result_of_approximate_rewrites_is_no_start_for_others() -> None:
+    module, x = _tiny()
+    given = [PruneHeads(heads={0: [1]})]
+    pruned = attnopt.optimize(module, (x,), rewrites=given, tolerance=ANY)
+    mixed = attnopt.optimize(module, (x,), rewrites=[MixHeads(1, 1, always=True)], tolerance=ANY)
+    with pytest.raises(OptionError, match=r"\(prune_heads\).*with all rewrites in one call"):
+        attnopt.optimize(pruned, (x,), rewrites=given, tolerance=ANY)
+    with pytest.raises(OptionError, match=r"\(mix_heads\).*with all rewrites in one call"):
+        attnopt.optimize(mixed, (x,))
 
 
 def test_rewrites_of_later_versions_say_so() -> None:

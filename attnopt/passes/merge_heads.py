@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -124,11 +124,14 @@ def share(gm: fx.GraphModule, region: Region, found: Projections, groups: Groups
     shrinking = {p.node: p for p in (found.q, found.k, found.v) if len(rows[p.node]) < width(p)}
     through = set(between(found.q.node, region.query.node)) | {found.q.node} if found.q.node in shrinking else set()
     r = Restrictor(gm, list(shrinking), through)
+    before = set(gm.graph.nodes)
     swaps = [(operand.node, _shared(r, operand, groups)) for operand in (region.key, region.value)]
     if through:
         place = region.query.dims.index("h")
         swaps.append((region.query.node, r.take(region.query.node, place, tuple(range(region.spec.heads.q)))))
-    done = _swap(region, swaps) + _resize(r, [n for p in shrinking for old, _ in swaps for n in between(p, old)])
+    done = _swap(region, swaps, before) + _resize(
+        r, [n for p in shrinking for old, _ in swaps for n in between(p, old)]
+    )
     dead = only_for([old for old, _ in swaps])
     cuts = leftovers(r, shrinking, rows, dead, filled=True)
     if isinstance(cuts, Decline):
@@ -151,12 +154,15 @@ def _shared(r: Restrictor, operand: Operand, groups: Groups) -> fx.Node:
 Swap = tuple[fx.Node, fx.Node, fx.Node]
 
 
-def _swap(region: Region, swaps: list[tuple[fx.Node, fx.Node]]) -> list[Swap]:
-    """Give the attention its new operands. Returns what was changed: user, old input, new input."""
+def _swap(region: Region, swaps: list[tuple[fx.Node, fx.Node]], before: Set[fx.Node]) -> list[Swap]:
+    """Give the attention its new operands, where nodes from `before` read the old ones, which make the new ones.
+
+    Returns what was changed: user, old input, new input.
+    """
     done = []
     for old, new in swaps:
         for user in list(old.users):
-            if _inside(region, user):
+            if user in before and _inside(region, user):
                 user.replace_input_with(old, new)
                 done.append((user, old, new))
     return done

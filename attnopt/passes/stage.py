@@ -17,7 +17,7 @@ from torch._guards import detect_fake_mode
 
 from attnopt import patterns
 from attnopt.errors import Decline, OptionError
-from attnopt.graph import ADDED, WEIGHT, drop_dead_code, is_call, module_path, value
+from attnopt.graph import ADDED, WEIGHT, added_name, drop_dead_code, is_call, module_path, value
 from attnopt.passes.lower import Lowering
 from attnopt.passes.tolerance import Calibration
 from attnopt.patterns import called
@@ -31,7 +31,7 @@ Sites = Sequence[str | int] | Callable[[str, AttentionSpec], bool] | None
 
 @dataclass(frozen=True)
 class Seen:
-    """What one call of a site was given: q `[B, Hq, n_q, d_qk]`, k and v likewise, and what its spec loads."""
+    """A call of a site, without dropout: q `[B, Hq, n_q, d_qk]`, k and v likewise, and what its spec loads."""
 
     spec: AttentionSpec
     q: torch.Tensor
@@ -104,7 +104,7 @@ class Stage:
             return list(self.paths)
         if callable(sites):
             return [key for key, region in self.regions.items() if sites(key, region.spec)]
-        if isinstance(sites, (str, int)):
+        if isinstance(sites, str) or not isinstance(sites, Iterable):
             raise OptionError(f"{rewrite}: sites must be a sequence or a function, not {sites!r}: write [{sites!r}].")
         chosen: set[str] = set()
         for given in sites:
@@ -140,7 +140,7 @@ class Stage:
         It belongs to the site `key` and lives in the optimised model as `attnopt.<site>.<name>`. `make` is called
         the first time only; another capture of the model takes the tensor that is there, trained or not.
         """
-        state = ".".join((ADDED, key.replace(".", "_").replace("#", "_") or "root", name))
+        state = f"{added_name(key, self.paths)}.{name}"
         if state not in self.tensors:
             self.tensors[state] = self.added[state] if state in self.added else make()
         node = next((node for node, held in self.states.items() if held == state), None)
@@ -265,7 +265,8 @@ class _Visitor(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self.keys:
             (q, k, v, captures, scalars, text), _ = self.fetch_args_kwargs_from_env(n)
-            self.see(self.keys[n.name], Seen(AttentionSpec.parse(text), q, k, v, captures, scalars))
+            spec = replace(AttentionSpec.parse(text), dropout=0.0)
+            self.see(self.keys[n.name], Seen(spec, q, k, v, captures[: len(spec.captures)], scalars))  # less a seed
         return super().run_node(n)
 
 

@@ -137,7 +137,10 @@ class Calibration:
         """The scalar loss of one output, given for one batch."""
         output = pytree.tree_unflatten(list(flat), self.out_spec)
         if self.loss_of is not None:
-            return self.loss_of(output, batch) if _takes_inputs(self.loss_of) else self.loss_of(output)
+            made = self.loss_of(output, batch) if _takes_inputs(self.loss_of) else self.loss_of(output)
+            if getattr(made, "numel", lambda: 1)() != 1:
+                raise OptionError(f"loss must give one number, not a tensor {list(made.shape)}: take its mean.")
+            return made
         found = getattr(output, "loss", None)
         if isinstance(found, torch.Tensor):
             return found.mean()

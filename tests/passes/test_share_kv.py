@@ -223,3 +223,32 @@ def test_quantised_projections_are_declined() -> None:
     module, x = _tiny()
     module.k = Quantised(module.k)
     assert "key projection's weight is computed, no parameter" in _declined(module, x)
+
+
+def test_heads_made_by_an_open_size_are_shared_or_declined() -> None:
+    class Open(nn.Module):
+        """Six heads over three key-value heads, whose width no view of the graph says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.o = nn.Linear(24, 24), nn.Linear(24, 24)
+            self.k, self.v = nn.Linear(24, 12), nn.Linear(24, 12)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """[batch, positions, 24] to the same."""
+            q = self.q(x).unflatten(-1, (6, -1)).transpose(1, 2)
+            made = (m(x).unflatten(-1, (3, -1)).transpose(1, 2) for m in (self.k, self.v))
+            k, v = (t.repeat_interleave(2, 1) for t in made)
+            out = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+            return self.o(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    module, x = Open().double().eval(), torch.randn(2, 5, 24, dtype=torch.float64)
+    shapes = {"x": {0: torch.export.Dim("b", min=1, max=8), 1: torch.export.Dim("n", min=2, max=64)}}
+    fast = attnopt.optimize(
+        module, (x,), rewrites=[ShareKV(1, method="mean")], tolerance=1e6, dynamic_shapes=shapes, validate=False
+    )
+    left = [n for n in fast.report.notes if "share_kv" in n and "was left as it is" in n]
+    assert (len(left), tuple(fast.k.weight.shape)) in [(1, (12, 24)), (0, (4, 24))]
+    if left:
+        torch.testing.assert_close(fast(x), module(x))

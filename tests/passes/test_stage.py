@@ -146,5 +146,37 @@ def test_sites_are_chosen_by_name_pattern_number_and_function() -> None:
     assert at.choose(lambda path, spec: path == "1" and spec.heads.q == HEADS, "r") == ["1"]
     with pytest.raises(OptionError, match="r: there is no attention site 'x\\*'; the 2 sites are 0, 1"):
         at.choose(["x*"], "r")
-    with pytest.raises(OptionError, match="write \\[1\\]"):
-        at.choose(1, "r")
+    for given in (1, "0", 2.5):
+        with pytest.raises(OptionError, match=f"write \\[{given!r}\\]"):
+            at.choose(given, "r")  # type: ignore[arg-type]
+
+
+class Alike(nn.Module):
+    """Sites whose names differ in a dot only: `a.b` and `a_b`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Module()
+        self.a.b, self.a_b = (model("separate")[0] for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, positions, features] to the same."""
+        return self.a_b(x + self.a.b(x))  # type: ignore[no-any-return, operator]
+
+
+def test_sites_of_like_names_have_tensors_of_their_own() -> None:
+    fast = attnopt.optimize(
+        Alike().double().eval(), (model("separate")[1],), rewrites=[Window(gain=True)], tolerance=ANY, validate=False
+    )
+    assert len({id(p) for n, p in fast.named_parameters() if n.endswith(".gain")}) == 2
+    assert sorted(n for n in fast.state_dict() if n.startswith("attnopt")) == [
+        "attnopt.a_b.gain",
+        "attnopt.a_b__1.gain",
+    ]
+
+
+def test_what_a_site_is_given_has_no_dropout() -> None:
+    module, x = model("separate", dropout=0.5)
+    given: list[Seen] = []
+    stage(module.train(), x).visit(lambda key, seen: given.append(seen))
+    assert [(s.spec.dropout, len(s.captures), len(s.spec.captures)) for s in given] == [(0.0, 0, 0)]
