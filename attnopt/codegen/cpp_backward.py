@@ -29,6 +29,7 @@ from attnopt.codegen.cpp_holes import capture_types
 from attnopt.codegen.cpp_prelude import prelude
 from attnopt.codegen.cpp_tables import sum_type, unplaced
 from attnopt.codegen.cpp_text import ELEMENTS, fill_holes, head_map, header, tidy
+from attnopt.codegen.derivative import derivative
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, Pointwise, Softmax
 
@@ -49,8 +50,8 @@ def undifferentiable(spec: AttentionSpec, layout: Layout, learned: Sequence[str]
         return "the C++ kernel has gradients of a softmax and of pointwise weights"
     if isinstance(spec.normalizer, Pointwise) and ex.depends(spec.normalizer.divide, ex.t, ex.a):
         return "the C++ kernel has no gradient of a divisor that is made from the weights"
-    if isinstance(spec.normalizer, Pointwise) and spec.score.has(sp.exp, sp.log):
-        return "the C++ kernel has gradients of pointwise weights without exponentials, which overflow at large scores"
+    if isinstance(spec.normalizer, Pointwise) and _overflows(derivative(spec.score, ex.s)):
+        return "the C++ kernel has no gradient of pointwise weights that grow as exponentials of the scores"
     for name in (*(c.name for c in spec.captures), *spec.scalars):
         if name in _NAMES or name.startswith("grad_"):
             return f"the C++ kernel cannot use {name!r} as the name of a capture or scalar"
@@ -62,6 +63,18 @@ def undifferentiable(spec: AttentionSpec, layout: Layout, learned: Sequence[str]
     except SpecError as error:
         return str(error)
     return None
+
+
+def _overflows(slope: sp.Expr) -> bool:
+    """Whether a slope has an exponential or a logarithm of the score, other than in a sum of exponentials it divides by."""
+    sums = [x for x in slope.atoms(sp.Pow) if x.exp == -1 and all(_positive(term) for term in sp.Add.make_args(x.base))]
+    rest = slope.xreplace({x: sp.Dummy() for x in sums})
+    return any(ex.depends(x, ex.s) for x in rest.atoms(sp.exp, sp.log))
+
+
+def _positive(term: sp.Expr) -> bool:
+    factor, power = term.as_coeff_Mul()
+    return bool(factor.is_positive) and (power == 1 or isinstance(power, sp.exp))
 
 
 def emit_backward(

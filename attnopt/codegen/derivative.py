@@ -16,6 +16,15 @@ def _compared(x: sp.Expr, y: sp.Expr, dx: sp.Expr, dy: sp.Expr) -> sp.Expr:
     return ex.Where(sp.Gt(x, y), dx, ex.Where(sp.Gt(y, x), dy, (dx + dy) / 2))
 
 
+def _power(x: sp.Expr, n: sp.Expr, dx: sp.Expr, dn: sp.Expr) -> sp.Expr:
+    """Of `1/(c + m e^a)`, a sigmoid, it is written so that an exponential which overflows yields zero, not inf/inf."""
+    c, rest = x.as_coeff_Add()
+    m, e = rest.as_coeff_Mul()
+    if n == -1 and isinstance(e, sp.exp) and c.is_positive and m.is_positive:
+        return -(dx / rest) / (c**2 / m * sp.exp(-e.args[0]) + 2 * c + rest)
+    return n * x ** (n - 1) * dx
+
+
 # By node: from the arguments and their derivatives to its own. One line a function.
 _RULES: dict[type, Callable[..., sp.Expr]] = {
     sp.exp: lambda x, dx: sp.exp(x) * dx,
@@ -25,7 +34,7 @@ _RULES: dict[type, Callable[..., sp.Expr]] = {
     sp.cos: lambda x, dx: -sp.sin(x) * dx,
     sp.erf: lambda x, dx: 2 / sp.sqrt(sp.pi) * sp.exp(-(x**2)) * dx,
     sp.Abs: lambda x, dx: sp.sign(x) * dx,
-    sp.Pow: lambda x, n, dx, dn: n * x ** (n - 1) * dx,
+    sp.Pow: _power,
     ex.Maximum: lambda x, y, dx, dy: _compared(x, y, dx, dy),
     ex.Minimum: lambda x, y, dx, dy: _compared(y, x, dx, dy),
     ex.Where: lambda c, x, y, dc, dx, dy: ex.Where(c, dx, dy),

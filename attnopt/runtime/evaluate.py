@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -136,18 +137,19 @@ def _evaluate(expr: sp.Basic, scope: Scope) -> torch.Tensor:
     return function(*_arguments(expr, [evaluate(a, scope) for a in ex.sides(expr)], scope))
 
 
-def _squashed(expr: sp.Basic) -> tuple[Callable[..., torch.Tensor], sp.Basic] | None:
-    """`1/(1 + exp(x))` and `log(1 + exp(x))`: as they stand their gradients overflow where the value does not."""
+def _squashed(expr: sp.Basic) -> tuple[Callable[[torch.Tensor], torch.Tensor], sp.Basic] | None:
+    """`1/(c + m exp(x))` and `log(c + m exp(x))`: as they stand their gradients overflow where the value does not."""
     reciprocal = isinstance(expr, sp.Pow) and expr.args[1] == -1
-    inside = expr.args[0] if reciprocal or isinstance(expr, sp.log) else None
-    terms = inside.args if isinstance(inside, sp.Add) else ()
-    if len(terms) != 2 or terms[0] != 1 or not isinstance(terms[1], sp.exp):
+    if not reciprocal and not isinstance(expr, sp.log):
         return None
-    return (_falling if reciprocal else torch.nn.functional.softplus), terms[1].args[0]
-
-
-def _falling(x: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(-x)
+    c, rest = expr.args[0].as_coeff_Add()
+    m, power = rest.as_coeff_Mul()
+    if not isinstance(power, sp.exp) or not (c.is_positive and m.is_positive):
+        return None
+    shift, low, scale = math.log(m / c), math.log(c), 1 / float(c)
+    if reciprocal:
+        return lambda x: torch.sigmoid(-(x + shift)) * scale, power.args[0]
+    return lambda x: torch.nn.functional.softplus(x + shift) + low, power.args[0]
 
 
 _FLOAT_FUNCTIONS = (sp.exp, sp.log, sp.tanh, sp.sin, sp.cos, sp.erf)

@@ -31,14 +31,17 @@ FEW = SPECS if ALL else {"dense": dict(standard(Heads(4, 2, 2, 16, 16)))["dense"
 )
 def test_specs_fit_the_chip(chip: str, names: tuple[str, ...]) -> None:
     said: list[str] = []
+    built: set[str] = set()
     for name, _, kernel, made in build(
         ((n, (SPECS if chip == "sm_90" else FEW)[n]) for n in names), [CHIPS[chip]], "bfloat16", said.append
     ):
         assert made.problem is None, name
-        assert made.instructions.get(PRODUCTS[chip], 0) > 0, name
-        assert chip not in ("sm_80", "sm_90") or made.instructions["cp.async"] > 0, name
+        if made.entry != "attention_rows":  # lists the rows that are computed, before the products
+            assert made.instructions.get(PRODUCTS[chip], 0) > 0, name
+            assert chip not in ("sm_80", "sm_90") or made.instructions["cp.async"] > 0, name
         assert kernel.layout.dtype == "bfloat16"
-    assert len(said) == len(names)
+        built.add(name)
+    assert built == set(names)
     assert all(chip in line and "registers" in line for line in said)
 
 

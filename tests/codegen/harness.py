@@ -120,7 +120,8 @@ def dense(
     filler = {EmptyRow.ZERO: torch.zeros(()), EmptyRow.NAN: torch.tensor(torch.nan)}.get(spec.empty_row)
     if k.shape[2]:
         out = torch.where(empty, v.mean(2, keepdim=True) if filler is None else filler.to(dtype), out)
-    return out * value(spec.gate), lse
+    computed = value(spec.rows).bool().expand(*s.shape[:3], 1)
+    return (out * value(spec.gate)).where(computed, 0.0), lse.where(computed[..., 0], -torch.inf)
 
 
 def _value(expr: sp.Basic, names: dict[sp.Symbol, object], held: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

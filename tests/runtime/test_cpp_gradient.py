@@ -94,9 +94,25 @@ def test_what_has_no_kernel_is_logged_and_still_right(options: Options, caplog: 
     assert "no gradient of gain, which a whole row is multiplied by" in caplog.text
 
 
-def test_pointwise_weights_with_exponentials_go_another_way(options: Options) -> None:
-    sigmoid = replace(PLAIN, normalizer=Pointwise(), score=1 / (1 + sp.exp(-ex.s)))
-    assert "overflow" in (undifferentiable(sigmoid, Layout("float32", ()), ()) or "")
+def test_pointwise_weights_that_grow_as_exponentials_go_another_way() -> None:
+    grows = replace(PLAIN, normalizer=Pointwise(), score=sp.exp(ex.s))
+    assert "grow as exponentials" in (undifferentiable(grows, Layout("float32", ()), ()) or "")
+    squared = replace(PLAIN, normalizer=Pointwise(), score=1 / (1 + sp.exp(-ex.s)) ** 2)
+    assert "grow as exponentials" in (undifferentiable(squared, Layout("float32", ()), ()) or "")
+
+
+@pytest.mark.parametrize("score", [1 / (1 + sp.exp(-ex.s)), 3 / (2 + 5 * sp.exp(1 - 2 * ex.s))], ids=str)
+def test_a_sigmoid_has_a_gradient_at_any_score(score: sp.Expr, options: Options) -> None:
+    spec = replace(PLAIN, normalizer=Pointwise(), score=score)
+    q, k, v = inputs(spec)
+    leaves = [t.requires_grad_() for t in (q * 1e3, k, v)]
+    got = torch.autograd.grad(attention(spec, *leaves)[0].square().sum(), leaves)
+    want = torch.autograd.grad(reference(spec, *leaves)[0].square().sum(), leaves)
+    assert all(g.isfinite().all() for g in want)
+    for mine, theirs in zip(got, want, strict=True):
+        # Scores of a thousand have four digits behind the point, and the slopes of a sigmoid no more.
+        assert_close(mine, theirs, atol=1e-3 * float(theirs.abs().max()), rtol=0)
+    assert kernel_used(spec.key) == "cpp"
 
 
 def test_other_head_maps_go_another_way(options: Options) -> None:
