@@ -66,7 +66,7 @@ def undifferentiable(spec: AttentionSpec, layout: Layout, learned: Sequence[str]
 
 
 def _overflows(slope: sp.Expr) -> bool:
-    """Whether a slope has an exponential or a logarithm of the score, other than in a sum of exponentials it divides by."""
+    """Whether a slope has exponentials or logarithms of the score elsewhere than in sums that it divides by."""
     sums = [x for x in slope.atoms(sp.Pow) if x.exp == -1 and all(_positive(term) for term in sp.Add.make_args(x.base))]
     rest = slope.xreplace({x: sp.Dummy() for x in sums})
     return any(ex.depends(x, ex.s) for x in rest.atoms(sp.exp, sp.log))

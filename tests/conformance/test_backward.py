@@ -75,7 +75,8 @@ def found_by(
 def agree(item: Case, given: list[Tensor], options: Options, with_lse: bool = True) -> None:
     needs = [t.is_floating_point() for t in given]
     kernel = kernel_of(item, given, options)
-    assert not kernel.refused and not kernel.problem, (kernel.refused, kernel.problem)
+    assert not kernel.refused, kernel.refused
+    assert not kernel.problem, kernel.problem
     grad, dlse, found = found_by(kernel, item, given, with_lse)
     problem = objection(item.spec, grad, dlse, given, item.scalars, needs, found)
     assert not problem, f"{item} {[tuple(t.shape) for t in given]}: {problem}"
