@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from attnopt.coverage.inputs import Inputs
 ROOM = 24
 """Slots of a static cache."""
 _ENCODED = ("input_ids", "input_features", "input_values", "attention_mask")
+# Model types whose step is given all tokens so far and takes its own part.
+_WHOLE = frozenset({"cpmant"})
 
 
 class DecodeStep(nn.Module):
@@ -88,17 +91,26 @@ def decode(built: Built, static: bool) -> tuple[DecodeStep, Inputs]:
 
 def _step(built: Built, given: Inputs) -> Inputs:
     """The next token of every row, the mask one longer, and what a decoder still needs of its encoder."""
+    from transformers.modeling_outputs import BaseModelOutput
+
     names = ("decoder_input_ids", "decoder_attention_mask") if not built.causal else ("input_ids", "attention_mask")
     if names[0] not in given:
         raise TypeError(f"it takes no {names[0]}")
-    step = {names[0]: given[names[0]][:, -1:].clone()}
+    last = given[names[0]][:, -1:].clone()
+    whole = built.model.config.model_type in _WHOLE
+    step: Inputs = {names[0]: torch.cat([given[names[0]], last], 1) if whole else last}
     if names[1] in given:
         step[names[1]] = torch.cat([given[names[1]], torch.ones_like(given[names[1]][:, :1])], 1)
     if not built.causal:
         with torch.no_grad():
             keys = {n: v for n, v in given.items() if n in _ENCODED}
             encoded = built.model.get_encoder()(**keys)
-        step["encoder_outputs"] = (encoded[0],)
+        # An encoder that shortens its input says in its result which of it is padding.
+        own = hasattr(encoded, "attention_mask")
+        step["encoder_outputs"] = encoded if own else BaseModelOutput(last_hidden_state=encoded[0])
+        taken = inspect.signature(built.model.forward).parameters.get("input_ids")
+        if taken is not None and taken.default is inspect.Parameter.empty:
+            step["input_ids"] = given["input_ids"]
         if "attention_mask" in given and "input_ids" in given:
             step["attention_mask"] = given["attention_mask"]
     return step
