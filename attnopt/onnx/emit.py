@@ -66,12 +66,13 @@ class Call:
         return mask.expand(mask.shape[0], mask.shape[1], n_q, n_k)
 
     def finish(self, out: Tensor, empty: Tensor | None = None) -> Tensor:
-        """The result with empty rows filled and the gate applied."""
+        """The result with empty rows filled, the gate applied, and zeros in the rows that are not computed."""
         if empty is not None:
             fill = {EmptyRow.ZERO: 0.0, EmptyRow.NAN: torch.nan}.get(self.spec.empty_row)
             mean = _heads(self.v, out.shape[1]).mean(-2, keepdim=True) if fill is None else torch.full_like(out, fill)
             out = torch.where(empty, mean, out)
-        return out if self.spec.gate == 1 else out * evaluate(self.spec.gate, self.scope).to(out.dtype)
+        out = out if self.spec.gate == 1 else out * evaluate(self.spec.gate, self.scope).to(out.dtype)
+        return out if self.spec.rows == sp.true else torch.where(evaluate(self.spec.rows, self.scope), out, 0.0)
 
 
 def standard(call: Call, version: int) -> Tensor:

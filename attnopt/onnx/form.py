@@ -75,8 +75,6 @@ def _beyond(spec: AttentionSpec) -> str:
         return f"no ONNX operator has this normaliser: {spec.normalizer}"
     if spec.select is not None:
         return "no ONNX operator chooses the blocks of keys that a query visits"
-    if spec.rows != sp.true:
-        return "no ONNX operator leaves queries out"
     if spec.weight != 1:
         return "no ONNX operator changes the weights after the softmax"
     if spec.dropout:

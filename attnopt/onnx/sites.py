@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from attnopt import expr as ex
 from attnopt.graph import value
 from attnopt.nested import everywhere
-from attnopt.onnx import emit
-from attnopt.onnx.form import Form, form_of
+from attnopt.onnx import choice, emit
+from attnopt.onnx.form import Form, always, form_of
 from attnopt.onnx.operators import REFERENCE, Operator, Shape, candidates, guarded
 from attnopt.runtime.reference import reference
 from attnopt.runtime.validate import Verdict
@@ -44,12 +45,12 @@ class Attention(nn.Module):
     def __init__(self, spec: AttentionSpec, anchor: str, shape: Shape, target: str, opset: int) -> None:
         super().__init__()
         self.spec, self.anchor, self.opset, self.shape = spec, anchor, opset, shape
-        form = form_of(spec)
+        form = chosen_form(spec)
         self.form: Form | None = None if isinstance(form, str) else form
         self.reasons = [form] if isinstance(form, str) else []
         self.waiting: list[Operator] = []
         if self.form is not None:
-            self.waiting, self.reasons = candidates(spec, self.form, shape, target)
+            self.waiting, self.reasons = candidates(choice.as_mask(spec), self.form, shape, target)
         self.operator: Operator | None = None
         self.seen: Operands | None = None
         self.verdict: Verdict | None = None
@@ -82,13 +83,24 @@ class Attention(nn.Module):
         tensors = (q, k, v)
         if not torch.compiler.is_exporting():
             self.seen = Operands(tensors, tuple(captures), tuple(scalars))
+        spec_now = self.spec
+        if torch.compiler.is_exporting():
+            spec_now, captures = choice.operands(self.spec, q, k, captures, scalars)
         if not torch.compiler.is_exporting() or self.operator is None or self.form is None:
-            out, lse = reference(self.spec, *tensors, captures, scalars)
+            out, lse = reference(spec_now, *tensors, captures, scalars)
             return out, lse if "lse" in self.spec.returns else lse.new_empty(0)
         unsure = guarded(self.form, self.shape)
-        call = emit.Call.make(self.spec, self.form, tensors, captures, scalars, unsure)
+        call = emit.Call.make(spec_now, self.form, tensors, captures, scalars, unsure)
         out = self.operator.emit(call, self.operator.version or self.opset)
         return out, out.new_empty(0, dtype=torch.float32)
+
+
+def chosen_form(spec: AttentionSpec) -> Form | str:
+    """The form of the spec with its choice of blocks as a mask; a query's own block is always among them."""
+    form = form_of(choice.as_mask(spec))
+    if isinstance(form, str) or spec.select is None or spec.select.own != ex.q:
+        return form
+    return replace(form, own_kept=always(spec.keep, ex.q))
 
 
 def install(gm: fx.GraphModule, target: str, opset: int) -> list[Attention]:
