@@ -52,7 +52,7 @@ def language_model(windows: int = 6) -> Subject:
     free = {0: batch, 1: length}
 
     def inputs(ids: Tensor) -> dict[str, Any]:
-        # Without a mask transformers looks for packed documents in the positions, which no rewrite may overlook.
+        # A mask of ones, as a tokenizer gives it.
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
 
     @torch.no_grad()

@@ -149,6 +149,39 @@ def _scatter(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.
     return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
 
 
+def _free(lifter: Any, index: Index, dim: int) -> bool:
+    """Whether the index of this dimension is a coordinate of its own, so that it stands for every place from 0 on."""
+    others = [i for place, i in enumerate(index) if place != dim]
+    return index[dim] in lifter.sizes.sizes and not any(i.has(index[dim]) for i in others)
+
+
+def _diff(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    """Differences of neighbouring integers, where one rule holds for the first too: of positions 0, 1, 2 they are 1.
+
+    Before the first element stands `prepend`; the rule's own value at -1 has to be that.
+    """
+    dim, first = a["dim"] % len(index), a["prepend"]
+    at, dtype = index[dim], value(node).dtype
+    if first is None or a["append"] is not None or a["n"] != 1 or dtype not in (torch.int64, torch.int32):
+        return None
+    if not _free(lifter, index, dim) or shape(first)[dim] != 1:
+        return None
+    here, before, start = (
+        lifter.lift(x, (*index[:dim], i, *index[dim + 1 :]))
+        for x, i in ((a["self"], at), (a["self"], at - 1), (first, sp.S.Zero))
+    )
+    if before.has(ex.Load) or sp.expand(before.xreplace({at: sp.S.Zero}) - start) != 0:
+        return None
+    return sp.expand(here - before)
+
+
+def _cumsum(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    """A running sum of nothing but zeros: what holds at a coordinate holds at all places before it."""
+    if not _free(lifter, index, a["dim"] % len(index)):
+        return None
+    return sp.S.Zero if lifter.lift(a["self"], index) in (sp.false, sp.S.Zero) else None
+
+
 def _either(c: sp.Basic, x: sp.Basic, y: sp.Basic) -> sp.Basic:
     if ex.is_boolean(x) and ex.is_boolean(y):
         return sp.Or(sp.And(c, x), sp.And(sp.Not(c), y))
@@ -164,6 +197,8 @@ GATHERS: dict[str, Any] = {
     "aten::outer": _outer,
     "aten::cat": _cat,
     "aten::stack": _stack,
+    "aten::diff": _diff,
+    "aten::cumsum": _cumsum,
     "aten::pad": _pad,
     "aten::constant_pad_nd": _pad,
     "aten::slice_scatter": _scatter,

@@ -116,7 +116,7 @@ ATTENTION, HEADS, GROUPED = (
 
 SUBJECTS = (
     Subject("gpt2", gpt2, {ATTENTION: 1}, {}),
-    Subject("llama", llama, {}, {ATTENTION: 1}),
+    Subject("llama", llama, {}, {GROUPED: 1}),
     Subject("t5", t5, {ATTENTION: 3}, {}),
     Subject("swin", swin, {}, {HEADS: 3}),
     Subject("vit", vit, {ATTENTION: 1}, {}),

@@ -54,6 +54,11 @@ ROWS: tuple[tuple[str, Run], ...] = (
     ("negative_index", lambda x: x[:, torch.arange(-2, 1)]), ("index_select", lambda x: x.index_select(1, torch.tensor([2, 2, 0]))),
     ("embedding", lambda x: torch.nn.functional.embedding(torch.arange(3), x[0])), ("arange", lambda x: torch.arange(9, 2, -2)),
     ("zeros", lambda x: torch.zeros_like(x)), ("full", lambda x: torch.full((2, 2), 5.0)), ("written", _written),
+    ("diff", lambda x: torch.diff(torch.arange(3, 7), prepend=torch.tensor([2]))), ("diff_of_data", lambda x: torch.diff(x.long(), dim=1, prepend=x[:, :1].long())),
+    ("diff_of_a_stride", lambda x: torch.diff(torch.arange(0, 9, 2), prepend=torch.arange(1) - 1)), ("diff_plain", lambda x: torch.diff(x)),
+    ("cumsum_of_zeros", lambda x: (torch.arange(5) < 0).cumsum(0)), ("cumsum", lambda x: (torch.arange(5) > 2).cumsum(0)), ("cumsum_of_data", lambda x: x.cumsum(1)),
+    ("cumsum_of_a_diagonal", lambda x: torch.ones(4, 4, dtype=torch.long).triu(1).cumsum(1).diagonal()),
+    ("cumsum_read_at_its_row", lambda x: (torch.arange(4)[:, None] != torch.arange(4)).cumsum(1)[torch.arange(4), torch.arange(4)]),
     ("dropout_off", lambda x: torch.nn.functional.dropout(x, 0.5, False)), ("linspace_is_loaded", lambda x: torch.linspace(0, 1, 3) + x[0, 0, 0]),
 )  # fmt: skip
 
