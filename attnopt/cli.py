@@ -16,6 +16,7 @@ from attnopt.aot.cli import register as register_aot
 from attnopt.aot.tune import register as register_tune
 from attnopt.coverage.cli import register as register_coverage
 from attnopt.errors import AttnoptError, CompileError, OptionError
+from attnopt.export import register as register_export
 from attnopt.options import Options
 from attnopt.target import load
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, compiler, processor, cache and options")
     info.set_defaults(run=_info)
 
+    register_export(commands)
     register_coverage(commands)
     register_aot(commands)
     register_tune(commands)
