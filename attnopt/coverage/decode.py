@@ -92,6 +92,7 @@ def decode(built: Built, static: bool) -> tuple[DecodeStep, Inputs]:
 def _step(built: Built, given: Inputs) -> Inputs:
     """The next token of every row, the mask one longer, and what a decoder still needs of its encoder."""
     from transformers.modeling_outputs import BaseModelOutput
+    from transformers.utils import ModelOutput
 
     names = ("decoder_input_ids", "decoder_attention_mask") if not built.causal else ("input_ids", "attention_mask")
     if names[0] not in given:
@@ -105,8 +106,8 @@ def _step(built: Built, given: Inputs) -> Inputs:
         with torch.no_grad():
             keys = {n: v for n, v in given.items() if n in _ENCODED}
             encoded = built.model.get_encoder()(**keys)
-        # An encoder that shortens its input says in its result which of it is padding.
-        own = hasattr(encoded, "attention_mask")
+        # Some say in their result which of a shortened input is padding, or have fields of their own.
+        own = isinstance(encoded, ModelOutput)
         step["encoder_outputs"] = encoded if own else BaseModelOutput(last_hidden_state=encoded[0])
         taken = inspect.signature(built.model.forward).parameters.get("input_ids")
         if taken is not None and taken.default is inspect.Parameter.empty:
