@@ -43,7 +43,7 @@ sanitize: $(STAMP) ## The generated kernels over the conformance list under ASan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	ATTNOPT_TEST_CXXFLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=alignment" \
-	$(BIN)/python -m pytest -q tests/codegen/test_cpp_skeleton.py tests/codegen/test_cpp_stream.py \
+	$(BIN)/python -m pytest -q --capture=sys tests/codegen/test_cpp_skeleton.py tests/codegen/test_cpp_stream.py \
 		tests/codegen/test_cpp_rows.py tests/codegen/test_cpp_driver.py \
 		tests/codegen/test_cpp_backward_blocks.py tests/codegen/test_cpp_backward_skeleton.py \
 		tests/codegen/test_cpp_backward_driver.py

@@ -47,6 +47,10 @@ class Row:
     kind: str = "tokens"
     full: dict[str, Any] | None = None
 
+    def takes(self, attention: str) -> bool:
+        """Whether transformers has this attention for the model; it has no SDPA for soft-capped scores."""
+        return attention == "eager" or getattr(transformers, self.model)._supports_sdpa
+
     def build(self, attention: str, layers: int) -> torch.nn.Module:
         """The model in evaluation mode, the same weights for every attention."""
         fewer = {name: layers for name in self.layers} if layers else (self.full or {})
@@ -115,11 +119,12 @@ def measure(row: Row, layers: int, rounds: int, sides: tuple[str, ...], say: Cal
     """One row. Everything is compiled and run once before the clock starts."""
     inputs = row.inputs()
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    models = {attention: row.build(attention, layers) for attention in ("eager", "sdpa")}
+    models = {attention: row.build(attention, layers) for attention in ("eager", "sdpa") if row.takes(attention)}
+    sides = tuple(side for side in sides if "sdpa" not in side or "sdpa" in models)
     fast = attnopt.optimize(models["eager"], (), inputs)
     calls: dict[str, Callable[..., Any]] = {
         **models, "attnopt": fast,
-        "compile(eager)": torch.compile(models["eager"]), "compile(sdpa)": torch.compile(models["sdpa"]),
+        **{f"compile({name})": torch.compile(model) for name, model in models.items()},
         "compile(attnopt)": torch.compile(row.build("eager", layers), backend="attnopt"),
     }  # fmt: skip
     first = {}

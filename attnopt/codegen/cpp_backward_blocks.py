@@ -63,7 +63,7 @@ template <int W, int kHigh, class T> void give(const float* from, int count, flo
 // they do where weights are divided by their sum.
 INLINE VF exp_fine(VF x) {
   const VF shifted = x * kLog2e + kRound;
-  const VF scale = (VF)(((VI)shifted << 23) + 0x3f800000);
+  const VF scale = (VF)(((VU)shifted << 23) + 0x3f800000);
   const VF f = (x * kLog2e - (shifted - kRound)) + x * kLog2eLow;
   const VF p = exp2_fraction(f) * scale;
   return x < -87.0f ? VF{} : p;

@@ -17,6 +17,7 @@ namespace {
 constexpr int kLanes = @LANES@;
 typedef float VF __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VU __attribute__((vector_size(4 * kLanes)));  // wraps around
 typedef int64_t VL __attribute__((vector_size(8 * kLanes)));
 #define INLINE inline __attribute__((always_inline))
 
@@ -133,7 +134,7 @@ constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves the nearest i
 // where the weight itself is small.
 INLINE VF exp_negative(VF x) {
   const VF shifted = x * kLog2e + kRound;
-  const VF scale = (VF)(((VI)shifted << 23) + 0x3f800000);
+  const VF scale = (VF)(((VU)shifted << 23) + 0x3f800000);
   const VF f = x * kLog2e - (shifted - kRound);
   VF p = f * 0.00132647273f + 0.00967151299f;
   p = p * f + 0.0555073358f;
@@ -150,7 +151,7 @@ INLINE VF exp_(VF x) {
   const VF f = (in_range * kLog2e - (shifted - kRound)) + in_range * kLog2eLow;
   const VI n = (VI)shifted - 0x4b400000;
   const VI half = n >> 1;
-  return exp2_fraction(f) * (VF)((half + 127) << 23) * (VF)((n - half + 127) << 23);
+  return exp2_fraction(f) * (VF)((VU)(half + 127) << 23) * (VF)((VU)(n - half + 127) << 23);
 }
 
 INLINE VF tanh_(VF x) {
