@@ -6,18 +6,56 @@ import atexit
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 from attnopt.codegen.triton import TritonKernel
 from attnopt.errors import CompileError
 
+# What switches Triton's interpreter on; the newest Triton whose interpreter fails with a NumPy from `_STRICT` on.
+_ON = ("1", "true", "yes", "on", "y")
+_FAILS, _STRICT = (3, 6), (2, 4)
+
 
 def load(kernel: TritonKernel) -> ModuleType:
-    """The module of a kernel, loaded once for each text. Raises `CompileError` if there is no Triton."""
+    """The module of a kernel, loaded once for each text. Raises `CompileError` if there is no Triton that runs it."""
+    problem = interpreter_problem()
+    if problem:
+        raise CompileError(problem)
     return _load(kernel.key, kernel.source)
+
+
+def interpreter_problem() -> str:
+    """Why `TRITON_INTERPRET=1`, if it is set, cannot run anything here; empty if it can. Imports no Triton."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() not in _ON:
+        return ""
+    return _clash(_version("triton"), _version("numpy"))
+
+
+def _clash(triton: str, numpy: str) -> str:
+    if not triton or not numpy or _numbers(triton) > _FAILS or _numbers(numpy) < _STRICT:
+        return ""
+    return (
+        f"a kernel was to run under Triton's interpreter (TRITON_INTERPRET=1), but that of Triton {triton} converts "
+        f"arrays of one element to numbers, which NumPy {numpy} refuses. Install Triton 3.9, or NumPy below 2.4; "
+        f"compiling, ahead of time too, works as it is."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in re.findall(r"\d+", version)[:2])
 
 
 @functools.lru_cache(maxsize=4096)

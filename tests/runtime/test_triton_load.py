@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from attnopt.codegen import triton
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import CompileError
+from attnopt.runtime import triton_load
 from attnopt.runtime.triton_load import load
 from tests.codegen.test_triton import layout
 from tests.specs import case
@@ -37,3 +38,22 @@ def test_a_missing_package_is_a_compile_error() -> None:
     broken = replace(KERNEL, source="import a_package_that_is_not_there\n")
     with pytest.raises(CompileError, match="no usable Triton"):
         load(broken)
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "works"),
+    [("3.6.0", "2.4.1", False), ("3.6.0", "2.3.5", True), ("3.9.0", "2.4.1", True), ("", "2.4.1", True)],
+)
+def test_an_interpreter_that_cannot_run_is_said_once(
+    triton_version: str, numpy_version: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"triton": triton_version, "numpy": numpy_version}
+    monkeypatch.setattr(triton_load, "_version", versions.__getitem__)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert not triton_load.interpreter_problem()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if works:
+        assert not triton_load.interpreter_problem()
+        return
+    with pytest.raises(CompileError, match=r"that of Triton 3\.6\.0 .* NumPy 2\.4\.1 refuses"):
+        load(KERNEL)
