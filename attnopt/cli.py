@@ -60,15 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         bench.add_argument(f"--{name}", metavar="PATH", help=f"write {text}")
     bench.set_defaults(run=_bench)
 
-    explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
-    explain.add_argument("target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE")
-    explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
-    explain.add_argument("--layers", type=_positive, default=2, help="layers for hf: models (2)")
-    explain.add_argument("--all", action="store_true", help="also list every softmax that is part of no attention")
-    explain.add_argument("--strict", action="store_true", help="exit with 1 if any site is declined or none is found")
-    explain.add_argument("--json", metavar="PATH", help="also write the report as JSON")
-    explain.add_argument("--html", metavar="PATH", help="also write the report as one HTML page")
-    explain.set_defaults(run=_explain)
+    _register_explain(commands)
 
     info = commands.add_parser("info", help="versions, compiler, processor, cache and options")
     info.set_defaults(run=_info)
@@ -90,6 +82,18 @@ def _parser() -> argparse.ArgumentParser:
         action.set_defaults(run=run)
     actions.choices["export"].add_argument("path", help="the archive to write")
     return parser
+
+
+def _register_explain(commands: Any) -> None:
+    explain = commands.add_parser("explain", help="report every attention of a model, and why any is declined")
+    explain.add_argument("target", help="package.module:factory, which returns (model, args, kwargs), or hf:MODEL_TYPE")
+    explain.add_argument("--tokens", type=_positive, default=128, help="sequence length for hf: models (128)")
+    explain.add_argument("--layers", type=_positive, default=2, help="layers for hf: models (2)")
+    explain.add_argument("--all", action="store_true", help="also list every softmax that is part of no attention")
+    explain.add_argument("--strict", action="store_true", help="exit with 1 if any site is declined or none is found")
+    explain.add_argument("--json", metavar="PATH", help="also write the report as JSON")
+    explain.add_argument("--html", metavar="PATH", help="also write the report as one HTML page")
+    explain.set_defaults(run=_explain)
 
 
 def _positive(text: str) -> int:

@@ -197,10 +197,11 @@ GATHERS: dict[str, Any] = {
     "aten::outer": _outer,
     "aten::cat": _cat,
     "aten::stack": _stack,
-    "aten::diff": _diff,
-    "aten::cumsum": _cumsum,
     "aten::pad": _pad,
     "aten::constant_pad_nd": _pad,
     "aten::slice_scatter": _scatter,
     "aten::select_scatter": _scatter,
 }
+
+# Operators that are read only where their elements follow one rule.
+REGULAR: dict[str, Any] = {"aten::diff": _diff, "aten::cumsum": _cumsum}

@@ -19,7 +19,7 @@ from attnopt.functional import WRITES
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.finite import is_finite
-from attnopt.patterns.gathers import GATHERS, trailing
+from attnopt.patterns.gathers import GATHERS, REGULAR, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import KNOWN, Known
 from attnopt.patterns.masks import absorbed
@@ -188,7 +188,7 @@ class Lifter:
         if name == "aten::einsum" and len(a["tensors"]) > 2 and is_contraction(node):
             others = [ex.as_number(self.lift(*side)) for side in factors(node, index)]
             return sp.Mul(self._product(node, index), *others) if len(a["tensors"]) == len(others) + 2 else None
-        rule = GATHERS.get(name)
+        rule = GATHERS.get(name, REGULAR.get(name))
         if rule is not None:
             return rule(self, node, a, index)
         if node.op in ("placeholder", "get_attr") and str(node.target) in self.constants and not index:
