@@ -76,9 +76,9 @@ def decode(built: Built, static: bool) -> tuple[DecodeStep, Inputs]:
     if static:
         config = model.config.get_text_config(decoder=True)
         cache = StaticCache(config=config, max_cache_len=ROOM)
-        # What the decoder reads of the encoder has a length of its own and is written once.
+        # What the decoder reads of the encoder has a length of its own, no window, and is written once.
         pair = model.config.is_encoder_decoder
-        given["past_key_values"] = EncoderDecoderCache(cache, DynamicCache(config=config)) if pair else cache
+        given["past_key_values"] = EncoderDecoderCache(cache, DynamicCache()) if pair else cache
     with torch.no_grad():
         cache = model(**given, use_cache=True, return_dict=True).past_key_values
     if not hasattr(cache, "layers") and not hasattr(cache, "self_attention_cache"):
