@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from attnopt.aot.standard import layout_for
-from attnopt.codegen.triton import EMIT, TritonKernel, supports_backward
-from attnopt.codegen.triton_plans import PLANS, Chip
+from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_kinds import EMIT, MISSING, PLANS
+from attnopt.codegen.triton_plans import Chip
 from attnopt.errors import CompileError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
 from attnopt.spec import AttentionSpec
@@ -21,13 +22,13 @@ def build(
     say: Callable[[str], None],
     kinds: Iterable[str] = ("forward",),
 ) -> Iterator[Built]:
-    """Every spec for every chip. Raises `CompileError` for one that no plan fits; says which have no gradient."""
+    """Every spec for every chip. Raises `CompileError` for one that no plan fits; says which lack a kind."""
     chips, kinds = tuple(chips), tuple(kinds)
     for name, spec in specs:
         for kind in kinds:
-            reason = supports_backward(spec, layout_for(spec, dtype)) if kind == "backward" else None
+            reason = MISSING[kind](spec, layout_for(spec, dtype)) if kind in MISSING else None
             if reason is not None:
-                say(f"{name:<20} no backward: {reason}")
+                say(f"{name:<20} no {kind}: {reason}")
                 continue
             for chip in chips:
                 kernel, compiled = compile_spec(spec, chip, dtype, kind)

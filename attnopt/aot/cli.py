@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnopt.codegen.triton import EMIT
+from attnopt.codegen.triton_kinds import EMIT
 from attnopt.codegen.triton_parts import ELEMENTS
 from attnopt.codegen.triton_plans import CHIPS
 from attnopt.errors import OptionError

@@ -20,11 +20,14 @@ def usual_inputs(
     heads = spec.heads
     shapes = ((heads.q, n_q, heads.d_qk), (heads.k, n_k, heads.d_qk), (heads.v, n_k, heads.d_v))
     made = [torch.randn(batch, *shape, device=device, dtype=dtype) for shape in shapes]
-    sizes = {"bias": (heads.q, n_q, n_k), "line": (heads.q, n_q + n_k), "slope": (heads.q,), "sink": (heads.q,),
-             "gate": (batch, heads.q, n_q), "pad": (batch, n_k), "doc": (batch, max(n_q, n_k))}  # fmt: skip
+    sizes = {"bias": (heads.q, n_q, n_k), "line": (heads.q, n_q + n_k), "gate": (batch, heads.q, n_q),
+             "pad": (batch, n_k), "doc": (batch, max(n_q, n_k))}  # fmt: skip
+    sizes |= dict.fromkeys(("slope", "sink", "rate"), (heads.q,))
     for capture in spec.captures:
         shape = sizes[capture.name]
-        if capture.kind == "float":
+        if capture.name == "rate":  # of decay
+            made.append(-torch.rand(shape, device=device) / 16)
+        elif capture.kind == "float":
             made.append(torch.randn(shape, device=device))
         elif capture.name == "doc":
             made.append((torch.ones(shape, device=device, dtype=torch.int64).cumsum(-1) - 1) // _DOCUMENT)

@@ -44,6 +44,9 @@ def standard(heads: Heads | None = None) -> Iterator[tuple[str, AttentionSpec]]:
                   "captures": (Capture("gate", "float", (None,) * 3),)}),
         ("routed", {"gate": ex.load("gate", b, h, q), "rows": sp.Ne(ex.load("gate", b, h, q), 0), "keep": _CAUSAL,
                     "captures": (Capture("gate", "float", (None,) * 3),)}),
+        ("linear", {"score": s, "normalizer": Pointwise(ex.Maximum(ex.t, sp.Rational(1, 10**6))), "keep": _CAUSAL}),
+        ("retention", {"score": scaled * sp.exp(ex.load("rate", h) * (q - k)), "normalizer": Pointwise(),
+                       "keep": q - k >= 0, "captures": (Capture("rate", "float", (None,)),)}),
         ("sigmoid", {"score": 1 / (1 + sp.exp(-scaled)), "normalizer": Pointwise(), "keep": _CAUSAL}),
     )  # fmt: skip
     for name, parts in rows:

@@ -34,8 +34,7 @@ from attnopt.runtime.site import Site as _Site
 from attnopt.spec import AttentionSpec
 
 _SHAPES_KEPT = 4096
-# Backends that are generated: they are tried, checked and switched off if they fail.
-_COMPILED = ("cpp", "triton")
+_COMPILED = ("cpp", "triton")  # generated: they are tried, checked and switched off if they fail
 
 
 class AttnoptWarning(UserWarning):
@@ -46,10 +45,9 @@ class Dispatcher:
     """The sites, backends and warnings of one `Options`."""
 
     def __init__(self, options: Options) -> None:
-        self.options = options
+        self.options, self.lock = options, threading.RLock()
         self.sites: dict[str, _Site] = {}
         self.said: set[str] = set()
-        self.lock = threading.RLock()
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], text: str
@@ -139,15 +137,19 @@ class Dispatcher:
     def _linear(
         self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Any, tuple[Tensor, None] | None]:
-        """The linear form and its result, where the spec has one that pays and that is as right as eager PyTorch."""
+        """The linear form and its result, where one pays and is as right as eager PyTorch."""
         for backend in candidates(site.spec, q, k, self.options, self.warn, self.run, site.backends):
-            result = backend(q, k, v, captures, scalars)
-            if (
-                recorded(q)
-                or not self.options.first_use_check
-                or check_rows(site.spec, (q, k, v), captures, scalars, *result).ok
-            ):
+            try:
+                result = backend(q, k, v, captures, scalars)
+            except CompileError as error:
+                self.warn(f"a kernel failed ({error}); the next best path runs instead.")
+                continue
+            trusted = recorded(q) or not self.options.first_use_check
+            verdict = None if trusted else check_rows(site.spec, (q, k, v), captures, scalars, *result)
+            if verdict is None or verdict.ok:
                 return backend, result
+            if backend.name.startswith("triton"):
+                self.warn(f"{backend.name} disagrees with the reference ({verdict}); the next best path runs instead.")
         return None, None
 
     def _tried(
@@ -190,7 +192,7 @@ class Dispatcher:
     def _backend(self, site: _Site, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Any:
         layout = layout_of(site.axes, q, captures)
         plan = None
-        if q.device.type == "cpu":
+        if q.device.type == "cpu" and not triton_launch.runs_on(q.device, self.options):
             plan = choose(site.spec, Sizes(q.shape[0], q.shape[2], k.shape[2]), vector_lanes())
             if lists.pay(site.spec, lists.sizes_of(site.spec, q, k, scalars)):
                 plan = listed(plan)
@@ -203,7 +205,7 @@ class Dispatcher:
         kernel = self.options.kernel
         if kernel == "reference" or self.options.disable:
             return _Reference(site.spec)
-        own = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+        own = "triton" if triton_launch.runs_on(device, self.options) else {"cpu": "cpp"}.get(device.type)
         if kernel not in ("auto", own) or own is None or layout.dtype == "float64":
             return site.fallback()
         problem = cpp.supported(site.spec, layout) if own == "cpp" else None

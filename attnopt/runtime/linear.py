@@ -55,16 +55,19 @@ def linear(
     `compute` is the dtype to compute in; by default fp32, fp64 for fp64.
     """
     scope = scope_of(spec, q, k, captures, scalars, sample, compute)
-    work = scope.dtype
     divide = spec.normalizer.divide  # type: ignore[union-attr]
     found = sums(spec, form, scope, (q, k, v), divide.has(ex.t))
+    total = found[..., -1:] if divide.has(ex.t) else found.new_empty(0)
+    return finished(spec, scope, found[..., : v.shape[3]], total).to(q.dtype)
+
+
+def finished(spec: AttentionSpec, scope: Scope, found: Tensor, total: Tensor) -> Tensor:
+    """The attention from sums of values `[B, H, n_q, d_v]` and of weights `[B, H, n_q, 1]`: divided and gated."""
+    divide = spec.normalizer.divide  # type: ignore[union-attr]
     if divide != 1:
-        total = found[..., -1:]
         scope.totals = (total, total)
-        found = found[..., : v.shape[3]] / evaluate(divide, scope).to(work)
-    if spec.gate != 1:
-        found = found * evaluate(spec.gate, _without_scores(scope)).to(work)
-    return found.to(q.dtype)
+        found = found / evaluate(divide, scope).to(found.dtype)
+    return found if spec.gate == 1 else found * evaluate(spec.gate, _without_scores(scope)).to(found.dtype)
 
 
 def scope_of(

@@ -6,24 +6,22 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import sympy as sp
 import torch
 from torch import Tensor
 
-from attnopt import expr as ex
 from attnopt.analysis.linear_form import LinearForm, linear_form
 from attnopt.analysis.mixed_form import mixed_form
 from attnopt.codegen.base import Layout
 from attnopt.codegen.cpp_linear import emit_linear, supported_linear
 from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
-from attnopt.runtime import linear
+from attnopt.runtime import linear, triton_linear
 from attnopt.runtime.build import Warn, build_kernel
 from attnopt.runtime.compile import Library, vector_lanes
-from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.inputs import dtype_name
-from attnopt.runtime.linear import scope_of
+from attnopt.runtime.linear_factors import factors
 from attnopt.runtime.mixed import Parts, Run
+from attnopt.runtime.triton_launch import runs_on
 from attnopt.spec import AttentionSpec
 
 _POINTERS = ctypes.c_void_p * 7
@@ -37,13 +35,13 @@ class NativeLinear:
 
     def __init__(self, spec: AttentionSpec, form: LinearForm, library: Library) -> None:
         self.spec, self.form, self.library = spec, form, library
-        self.bare = form.rate == 0 and form.key == form.query == spec.gate == 1
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], total: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The attention, and with `total` the sum of each row's weights `[B, H, n_q]` in fp32."""
-        by_key, by_query, gate, rate, offset = self._factors(q, k, captures, scalars)
+        made = factors(self.spec, self.form, q, k, captures, scalars)
+        by_key, by_query, gate, rate, offset = made.by_key, made.by_query, made.gate, made.rate, made.offset
         batch, heads, rows, width = (*q.shape[:3], v.shape[3])
         out = torch.empty_strided(
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
@@ -61,17 +59,6 @@ class NativeLinear:
             raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
         return out, sums
 
-    def _factors(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> tuple[Any, ...]:
-        """What the kernel takes beside q, k and v: factors by key, by query and of the result, rates, the offset."""
-        form, offset = self.form, self.form.offset or sp.S.Zero
-        if self.bare and offset.is_Integer:
-            return None, None, None, None, int(offset)
-        scope = scope_of(self.spec, q, k, captures, scalars)
-        wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
-        made = (_factor(e, scope, dim) for e, dim in ((form.key, 3), (form.query, 2), (self.spec.gate, 2)))
-        rate = None if form.rate == 0 else _grid(form.rate, wide)[:, :, 0, 0].double()
-        return (*made, rate, int(evaluate(offset, scope)))
-
 
 def candidates(
     spec: AttentionSpec, q: Tensor, k: Tensor, options: Options, warn: Warn, run: Run, kept: dict[Any, Any]
@@ -81,10 +68,14 @@ def candidates(
     if options.disable or options.kernel == "reference":
         return
     far = spec if form is not None else parts.far if parts is not None else None
-    if far is None or (parts is None and (options.kernel != "auto" or linear.chosen(spec, q, k) is None)):
+    gpu = runs_on(q.device, options)
+    enabled = options.kernel == "auto" or gpu
+    if far is None or (parts is None and (not enabled or linear.chosen(spec, q, k) is None)):
         return
     key = "linear", q.dtype, q.device.type
-    if key not in kept and options.kernel in ("auto", "cpp"):
+    if key not in kept and gpu:
+        kept[key] = triton_linear.build(far, form or parts.linear, q, options, warn)  # type: ignore[union-attr]
+    elif key not in kept and options.kernel in ("auto", "cpp"):
         kept[key] = build_linear(far, form or parts.linear, q, options, warn)  # type: ignore[union-attr]
     native = kept.get(key)
     if parts is not None:
@@ -106,20 +97,6 @@ def build_linear(spec: AttentionSpec, form: LinearForm, q: Tensor, options: Opti
     except AttnoptError as error:
         warn(f"no compiled kernel of a linear attention: {str(error).rstrip('.')}. Torch's operators run instead.")
         return None
-
-
-def _grid(expr: sp.Expr, scope: Scope) -> Tensor:
-    found = evaluate(expr, scope)
-    return found if found.dim() == 4 else found.expand(1, 1, 1, 1)
-
-
-def _factor(expr: sp.Expr, scope: Scope, dim: int) -> Tensor | None:
-    """An expression as fp32 `[B, H, n]`, expanded; None for one. `dim` is the axis of its positions."""
-    if expr == 1:
-        return None
-    made = _grid(expr, scope).to(torch.float32).select(5 - dim, 0)
-    sizes = [scope.axes[c].numel() for c in (ex.b, ex.h, ex.q if dim == 2 else ex.k)]
-    return made.expand(sizes)
 
 
 def _strides(tensor: Tensor | None, count: int) -> list[int]:

@@ -64,7 +64,7 @@ def _gated(spec: AttentionSpec, scope: Scope, out: Tensor) -> Tensor:
 
 def _joined(near: Tensor, lse: Tensor, mean: Tensor, total: Tensor) -> Tensor:
     """Both parts over their common sum: the far one by its mean and its sum of weights. Without keys, zeros."""
-    top = torch.maximum(lse, total.log())
+    top = torch.maximum(lse.detach(), total.detach().log())  # it cancels
     top = top.masked_fill(top == -torch.inf, 0.0)
     share, rest = torch.exp(lse - top), torch.exp(-top) * total
     whole = (share + rest).masked_fill(lse.isneginf() & (total == 0), 1.0)

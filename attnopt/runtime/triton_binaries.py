@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from attnopt._version import VERSION
-from attnopt.codegen import triton as generator
 from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_kinds import EMIT
 from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
 from attnopt.errors import CacheError
 from attnopt.runtime.triton_compile import Compiled, source, triton_version
@@ -115,7 +115,7 @@ def _binary(folder: Path, row: Mapping[str, Any]) -> Binary:
         raise CacheError(f"{name} in {folder} was altered or truncated. Compile it again: attnopt aot.")
     spec = AttentionSpec.parse(row["spec"])
     layout = Layout(row["layout"]["dtype"], tuple(CaptureLayout(**c) for c in row["layout"]["captures"]))
-    kernel = generator.EMIT[row["kind"]](spec, layout, TritonPlan(**row["plan"]))
+    kernel = EMIT[row["kind"]](spec, layout, TritonPlan(**row["plan"]))
     if kernel.key != row["text"]:
         raise CacheError(f"{name} in {folder} was made from another text than this attnopt generates.")
     return Binary(kernel, CHIPS[row["arch"]], str(row["entry"]), code, row["metadata"])

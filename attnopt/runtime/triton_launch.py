@@ -37,8 +37,26 @@ _OFFSET, _PLACE, _SCALAR = 1 << 31, 1 << 24, 1 << 30
 _KEPT = 4096
 
 
+def runs_on(device: torch.device, options: Options) -> bool:
+    """Whether these options run Triton kernels there: on a GPU, or by name on the CPU under Triton's interpreter."""
+    if options.disable or options.kernel not in ("auto", "triton"):
+        return False
+    return device.type == "cuda" or (device.type == "cpu" and options.kernel == "triton" and interpreted())
+
+
+def interpreted() -> bool:
+    """Whether kernels run under Triton's interpreter (`TRITON_INTERPRET=1`). Starts no driver."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from triton import knobs
+
+        return bool(knobs.runtime.interpret)
+    return False
+
+
 def chip_of(device: torch.device) -> Chip:
-    """The chip of a CUDA or ROCm device. Raises `CompileError` for one without a table of plans."""
+    """The chip of a CUDA or ROCm device; any one for the interpreter. Raises `CompileError` if it has no plans."""
+    if device.type == "cpu":
+        return CHIPS["sm_80"]
     if torch.version.hip:
         name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         if name in CHIPS:

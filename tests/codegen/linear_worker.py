@@ -10,7 +10,6 @@ import sympy as sp
 import torch
 
 from attnopt import expr as ex
-from attnopt.analysis.linear_form import linear_form
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_linear import emit_linear
 from attnopt.codegen.triton_plans import TritonPlan
@@ -18,45 +17,75 @@ from attnopt.runtime.triton_load import load
 from attnopt.spec import AttentionSpec, Capture, Heads, Pointwise
 from tests.conformance.triton_worker import poison, repair  # chooses the interpreter
 
+_CAPTURES = {
+    "rate": Capture("rate", "float", (2,)),
+    "g": Capture("g", "float", (None, 2, None)),
+    "f": Capture("f", "float", (None, None)),
+}
+
 
 def spec_of(job: dict[str, Any]) -> AttentionSpec:
-    """Grouped heads of odd widths; with `decay` a rate a head."""
-    score, captures = ex.s, ()
-    if job["decay"]:
-        score, captures = ex.s * sp.exp(-ex.load("rate", ex.h) * (ex.q - ex.k)), (Capture("rate", "float", (4,)),)
-    keep = {"keep": ex.q - ex.k >= 0} if job["causal"] else {}
-    return AttentionSpec(Heads(4, 2, 2, 10, 6), score, normalizer=Pointwise(), captures=captures, **keep).canonical()
+    """Grouped heads of odd widths; with `decay` a rate a head, with `factors` one of each key and query, and a gate."""
+    score, captures, gate = ex.s, [], sp.S.One
+    if job.get("decay"):
+        score, captures = score * sp.exp(-ex.load("rate", ex.h) * (ex.q - ex.k)), [_CAPTURES["rate"]]
+    if job.get("factors"):
+        score = score * ex.load("g", ex.b, ex.h, ex.k) * ex.load("f", ex.b, ex.q)
+        captures, gate = [*captures, _CAPTURES["g"], _CAPTURES["f"]], ex.load("f", ex.b, ex.q)
+    offset = job.get("offset")
+    keep = {} if offset is None else {"keep": ex.q - ex.k + offset >= 0}
+    return AttentionSpec(
+        Heads(2, 1, 1, 10, 6), score, normalizer=Pointwise(ex.t / 4 + 100), captures=tuple(captures), gate=gate, **keep
+    ).canonical()
 
 
-def plain(q: Any, k: Any, v: Any, rate: Any, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quadratic definition."""
+def plain(q: Any, k: Any, v: Any, about: dict[str, Any], offset: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The quadratic definition of the sums."""
     k, v = (t.repeat_interleave(2, 1) for t in (k, v))
     gap = torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])
-    weights = (q @ k.mT) * (torch.exp(rate[:, None, None] * gap) * (gap >= 0) if causal else 1.0)
+    weights = q @ k.mT
+    if about["by_key"] is not None:
+        weights = weights * about["by_key"].double()[:, :, None] * about["by_query"].double()[..., None]
+    if offset is not None:
+        gap = gap + offset
+        rate = 0.0 if about["rate"] is None else about["rate"].double()[..., None, None]
+        weights = weights * torch.exp(rate * gap.clamp_min(0)) * (gap >= 0)
     return weights @ v, weights.sum(-1)
 
 
 def worst(job: dict[str, Any]) -> dict[str, float]:
     """Largest error of each result, relative to its largest value."""
-    spec, dtype = spec_of(job), getattr(torch, job["dtype"])
-    form = linear_form(spec)
-    assert form is not None
-    chunk = job["chunk"]
-    kernel = emit_linear(spec, form, Layout(job["dtype"]), TritonPlan(chunk, chunk, 4, 1))
-    module = load(kernel)
+    spec, dtype, chunk, offset = spec_of(job), getattr(torch, job["dtype"]), job["chunk"], job.get("offset")
+    module = load(emit_linear(spec, Layout(job["dtype"]), TritonPlan(chunk, chunk, 4, 1)))
     draw = torch.Generator().manual_seed(0)
     n_q, n_k = job["sizes"]
-    q, k = (torch.rand(2, h, n, 10, generator=draw).to(dtype) for h, n in ((4, n_q), (2, n_k)))
-    v, grad = (torch.randn(2, h, n, 6, generator=draw).to(dtype) for h, n in ((2, n_k), (4, n_q)))
-    dtotal = torch.randn(2, 4, n_q, generator=draw)
-    rate = -torch.rand(4, generator=draw) / 4 if job["decay"] else torch.zeros(4)
+    q, k = (torch.rand(2, h, n, 10, generator=draw).to(dtype) for h, n in ((2, n_q), (1, n_k)))
+    v, grad = (torch.randn(2, h, n, 6, generator=draw).to(dtype) for h, n in ((1, n_k), (2, n_q)))
+    if job.get("strided"):
+        q, k, v, grad = (torch.stack([t, t], -1)[..., 0].transpose(1, 2).contiguous().transpose(1, 2) for t in
+                         (q, k, v, grad))  # fmt: skip
+    dtotal = torch.randn(2, 2, n_q, generator=draw)
+    about: dict[str, Any] = dict.fromkeys(("by_key", "by_query", "rate"))
+    gate = None
+    if job.get("decay"):
+        about["rate"] = -torch.rand(1, 2, generator=draw) / 4
+    if job.get("factors"):
+        gate = torch.randn(2, 1, n_q, generator=draw)
+        about |= {"by_key": torch.randn(2, 2, n_k, generator=draw), "by_query": gate}
+    elif job.get("decay") and offset:  # a decay and a shift: the kernel takes a factor by query
+        about["by_query"] = torch.ones(1, 1, 1)
     leaves = [t.double().requires_grad_() for t in (q, k, v)]
-    golden = plain(*leaves, rate.double(), job["causal"])
-    grads = torch.autograd.grad(golden, leaves, (grad.double(), dtotal.double()))
-    found = module.linear(q, k, v, rate)
-    dq, dk, dv = module.linear_backward(q, k, v, rate, grad, dtotal)
-    dk, dv = (t.unflatten(1, (2, 2)).sum(2) for t in (dk, dv))
-    pairs = zip(("out", "total", "dq", "dk", "dv"), (*golden, *grads), (*found, dq, dk, dv), strict=True)
+    sums = plain(*leaves, about, offset)
+    grads = torch.autograd.grad(sums, leaves, (grad.double(), dtotal.double()))
+    more = {**about, "offset": offset or 0, "segments": job.get("segments")}
+    raw, total = module.linear(q, k, v, raw=True, **more)
+    out, _ = module.linear(q, k, v, gate=gate, **more)
+    dq, dk, dv = module.linear_backward(q, k, v, grad, dtotal, **more)
+    dk, dv = (t.sum(1, keepdim=True) for t in (dk, dv))
+    done = sums[0] / (sums[1] / 4 + 100)[..., None] * (1.0 if gate is None else gate.double()[..., None])
+    assert out.dtype == dtype
+    pairs = zip(("raw", "total", "out", "dq", "dk", "dv"), (*sums, done, *grads), (raw, total, out, dq, dk, dv),
+                strict=True)  # fmt: skip
     return {name: float((f.double() - g.detach()).abs().max() / g.detach().abs().max()) for name, g, f in pairs}
 
 

@@ -1,17 +1,17 @@
-"""The linear skeleton is Python whose kernels all have their launch."""
+"""The linear skeleton is Python, and says for what its constants stand."""
 
 from __future__ import annotations
 
 import ast
 
-from attnopt.codegen.triton_linear_skeleton import LAUNCH, LINEAR
+from attnopt.codegen.triton_linear_skeleton import LINEAR
 
 
-def test_every_kernel_is_launched() -> None:
-    kernels = [
-        f.name for f in ast.parse(LINEAR).body if isinstance(f, ast.FunctionDef) and f.name.startswith("linear_")
+def test_it_is_python_with_three_kernels() -> None:
+    functions = [f for f in ast.parse(LINEAR).body if isinstance(f, ast.FunctionDef)]
+    assert [f.name for f in functions if f.name.startswith("linear_")] == [
+        "linear_state",
+        "linear_scan",
+        "linear_forward",
     ]
-    assert kernels == ["linear_forward", "linear_dq", "linear_dkv"]
-    launched = {n.value.id for n in ast.walk(ast.parse(LAUNCH)) if isinstance(n, ast.Subscript)
-                and isinstance(n.value, ast.Name)}  # fmt: skip
-    assert set(kernels) <= launched
+    assert all(ast.get_docstring(f) for f in functions)

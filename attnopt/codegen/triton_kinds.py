@@ -1,0 +1,21 @@
+"""The kinds of Triton files: how each is made, its plans, and why there is none for a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attnopt.codegen import triton
+from attnopt.codegen.base import Layout
+from attnopt.codegen.triton import TritonKernel, supports_backward
+from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
+from attnopt.codegen.triton_plans import PLANS as SOFTMAX_PLANS
+from attnopt.codegen.triton_plans import Chip, TritonPlan
+from attnopt.spec import AttentionSpec
+
+EMIT: dict[str, Callable[[AttentionSpec, Layout, TritonPlan], TritonKernel]] = {**triton.EMIT, "linear": emit_linear}
+PLANS: dict[str, Callable[[Chip, str, int, int], tuple[TritonPlan, ...]]] = {**SOFTMAX_PLANS, "linear": linear_plans}
+# Kinds that not every spec with a forward kernel has.
+MISSING: dict[str, Callable[[AttentionSpec, Layout], str | None]] = {
+    "backward": supports_backward,
+    "linear": supported_linear,
+}
