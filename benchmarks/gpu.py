@@ -10,18 +10,21 @@
 3. The table: times are medians of CUDA events over a cleared L2 cache, beside PyTorch's kernels by name, FlexAttention
    and what the chip's measured rates allow.
 
-Whatever no time is left for is left out and said to be; what fails says why and does not end the run.
+Whatever no time is left for is left out and said to be; what fails says why and does not end the run. Every phase has a
+deadline, and what still runs after 525 s is left. A dry run prints how long all of it should take on the chip.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,7 +34,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gpu_parts import check, report, table
+from gpu_parts import check, estimate, report, table
+from gpu_parts.estimate import BUDGET, LAST
 from gpu_parts.rows import ROWS, Row, judge
 
 from attnopt._version import VERSION
@@ -40,8 +44,6 @@ from attnopt.options import Options
 from attnopt.runtime.triton_compile import triton_version
 from attnopt.runtime.triton_launch import chip_of
 
-# Seconds from the start after which nothing of a phase is begun: the last one leaves room for what is under way.
-BUDGET = {"correctness": 170.0, "compile": 240.0, "table": 440.0, "thorough": 480.0}
 Say = Callable[[str], None]
 
 
@@ -69,6 +71,45 @@ def compile_plans(rows: Sequence[Row], chip: Chip, dry: bool, begun: float, say:
     return len(jobs)
 
 
+class OutOfTime(BaseException):
+    """Nothing may catch it on the way, as what fails is caught."""
+
+
+@contextlib.contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Leave the body by `OutOfTime`, whatever it is at, when this time of the monotonic clock has come."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, deadline - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def measure(
+    rows: Sequence[Row], chip: Chip, roof: dict[str, float] | None, options: Options, begun: float, say: Say
+) -> list[dict[str, Any]]:
+    """The table, as far as it gets until `LAST` seconds after the start."""
+    found: list[dict[str, Any]] = []
+    try:
+        with until(begun + LAST):
+            for row in table.table(rows, chip, "cuda", roof, options, begun + BUDGET["table"]):
+                found.append(row)
+                figures = ", ".join(f"{k} {report.cell(row[k])}" for k in report._FIGURES if k in row)
+                say(f"{row['name']:<24} {figures or row['note']}")
+            if roof:
+                table.thorough(rows, found, "cuda", begun + BUDGET["thorough"])
+    except OutOfTime:
+        say(f"stopped after {LAST:.0f} s")
+        found += [table.about(row) | {"ok": None, "note": table.LATE} for row in rows[len(found) :]]
+    return found
+
+
 def run(dry: bool, rows: Sequence[Row] = ROWS, only: Sequence[str] = (), say: Say = print) -> dict[str, Any]:
     """Everything, in order. Raises `RuntimeError` where there is no GPU and this is no dry run."""
     if not dry and not torch.cuda.is_available():
@@ -77,20 +118,17 @@ def run(dry: bool, rows: Sequence[Row] = ROWS, only: Sequence[str] = (), say: Sa
     chip = CHIPS["sm_90"] if dry else chip_of(torch.device("cuda"))
     checks = correctness(chip, dry, only, begun, say)
     proposed = compile_plans(rows, chip, dry, begun, say)
+    expected = estimate.seconds(rows, len(checks), {row.name: len(table.plans(row, chip)) for row in rows})
+    say(estimate.text(expected))
     roof = None if dry else table.ceilings()
-    options, found = Options.make({"tune": not dry}), []
-    for row in table.table(rows, chip, "cuda", roof, options, begun + BUDGET["table"]):
-        found.append(row)
-        figures = ", ".join(f"{k} {report.cell(row[k])}" for k in report._FIGURES if k in row)
-        say(f"{row['name']:<24} {figures or row['note']}")
-    if roof:
-        table.thorough(rows, found, "cuda", begun + BUDGET["thorough"])
+    found = measure(rows, chip, roof, Options.make({"tune": not dry}), begun, say)
     judge(found, {row.name: row.targets for row in rows})
     return {
         "device": f"dry run for {chip.name}" if dry else torch.cuda.get_device_name(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
         "command": "python " + shlex.join(["benchmarks/gpu.py", *sys.argv[1:]]),
         "seconds": time.monotonic() - begun,
+        "expected": expected,
         "torch": torch.__version__,
         "triton": triton_version(),
         "attnopt": VERSION,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
@@ -27,7 +28,14 @@ def script() -> Iterator[ModuleType]:
 
 
 def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
-    some = ("dense D=128", "dense bias", "decode 32k", "causal D=64 backward", "linear 2k", "blocks kept 10%")
+    some = (
+        "dense D=128",
+        "dense bias",
+        "decode 32k",
+        "causal D=64 backward",
+        "linear 2k D=64",
+        "blocks kept 10% D=256",
+    )
     rows = tuple(r for r in script.ROWS if r.name in some)
     assert len(rows) == len(some)
     assert script.main(["--dry", "--out", str(tmp_path), "--only", "sink"], rows) == 0
@@ -39,8 +47,10 @@ def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
     assert report["plans"] >= 8
     notes = {row["name"]: row["note"] for row in report["table"]}
     assert set(notes) == set(some)
-    for name, note in notes.items():
-        assert ("not in this version" if name.startswith(("linear", "blocks")) else "dry") in note
+    assert all(note.startswith("dry: ") for note in notes.values())
+    assert notes["linear 2k D=64"] == "dry: its linear form"
+    assert "of a list" in notes["blocks kept 10% D=256"]
+    assert set(report["expected"]) == set(script.BUDGET)
     page = (tmp_path / "gpu.md").read_text()
     assert "| attention |" in page
     assert "27 of 27 calls right" in page
@@ -69,6 +79,37 @@ def test_rows_are_left_out_when_no_time_is_left(script: ModuleType) -> None:
     assert "no time" in results[0]["rivals"]["flex tuned"]
 
 
+def test_every_row_is_proven_and_the_whole_run_is_expected_to_fit(script: ModuleType) -> None:
+    chip, special, estimate = script.CHIPS["sm_90"], script.table.special, script.estimate
+    with FakeTensorMode():
+        for row in script.ROWS:
+            if row.kind in script.table.SPECIAL:
+                assert special.proven(row, chip, special.inputs(row, torch.bfloat16, "cuda"), "bfloat16")
+    plans = {row.name: len(script.table.plans(row, chip)) for row in script.ROWS}
+    expected = estimate.seconds(script.ROWS, len(script.check.checks()), plans)
+    ends = estimate.ends(expected)
+    assert list(ends.values()) == sorted(ends.values())
+    assert ends["thorough"] < script.LAST < 9 * 60
+    assert max(script.BUDGET.values()) < script.LAST
+    assert "left out" not in estimate.text(expected)
+    assert "correctness, compile" in estimate.text({**expected, "correctness": 900.0, "compile": 900.0})
+
+
+def test_what_hangs_is_left(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(rows: Any, *given: object) -> Iterator[dict[str, Any]]:
+        yield script.table.about(rows[0]) | {"ok": True, "note": "done"}
+        script.check.attempt(lambda: time.sleep(60))
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(script.table, "table", hangs)
+    monkeypatch.setattr(script, "LAST", 0.05)
+    said: list[str] = []
+    options = script.Options()
+    found = script.measure(script.ROWS[:3], script.CHIPS["sm_90"], None, options, time.monotonic(), said.append)
+    assert [row["note"] for row in found] == ["done", *[script.table.LATE] * 2]
+    assert said[-1].startswith("stopped after")
+
+
 def test_work_and_traffic(script: ModuleType) -> None:
     rows = {row.name: row for row in script.ROWS}
     row, back = rows["causal D=128"], rows["causal D=128 backward"]
@@ -80,6 +121,8 @@ def test_work_and_traffic(script: ModuleType) -> None:
     decode = rows["decode 128k"]
     assert decode.floor({"flops": 790e12, "bytes": 4.3e12}) == decode.bytes / 4.3e12
     assert len(rows) == len(script.ROWS)
+    assert {r.n_q for r in script.ROWS if r.kind == "linear"} == {2048, 8192, 32768, 65536}
+    assert {(r.heads.d_v, round(r.kept, 1)) for r in script.ROWS if r.kind == "sparse"} >= {(64, 0.1), (256, 0.5)}
 
 
 def test_targets_are_judged_by_figures(script: ModuleType) -> None:
@@ -101,6 +144,30 @@ def test_speeds_are_compared_with_the_best_of_each(script: ModuleType) -> None:
     found = script.table.speedups(1e-3, {"flash": 2.0, "cudnn": 1.5, "flex": 3.0, "flex tuned": 2.5, "efficient": "no"})
     assert found == {"times_sdpa": 1.5, "times_flex": 2.5}
     assert script.table.speedups(1e-3, {"flex": "cannot"}) == {}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_special_rows_and_their_rivals_compute_the_same(script: ModuleType) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from attnopt.runtime.reference import reference
+    from attnopt.spec import Heads
+
+    rivals, special = importlib.import_module("gpu_parts.rivals"), script.table.special
+    row = script.Row("", "blocks", Heads(2, 2, 2, 16, 16), 1, 512, 512, 0.5, "sparse")
+    q, k, v, kept = special.inputs(row, torch.float32, "cpu")
+    assert kept.sum(-1).unique().tolist() == [2]
+    golden = reference(special.spec_of(row), q, k, v, [kept], ())[0]
+    block = rivals.whole_blocks(kept, rivals.score_and_mask(row, [kept])[1], row)
+    assert block.sparsity() == 50
+    torch.testing.assert_close(flex_attention(q, k, v, block_mask=block), golden, atol=1e-5, rtol=1e-5)
+    call, tensors = special.call(script.Row("", "linear", row.heads, 1, 300, 300, kind="linear"), torch.float32, "cpu",
+                                 script.Options())  # fmt: skip
+    spec = special.spec_of(script.Row("", "linear", row.heads, 1, 300, 300, kind="linear"))
+    golden = reference(spec, *tensors, [], ())[0]
+    torch.testing.assert_close(call(), golden, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rivals.operators(spec, tensors)(), golden, atol=1e-4, rtol=1e-4)
+    assert rivals.operators(special.spec_of(row), [q, k, v]) == "no such attention"
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

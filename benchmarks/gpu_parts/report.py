@@ -36,13 +36,13 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [_line(row) for row in report["table"]]
     lines += [
         "",
-        "| attention | flash ms | cuDNN ms | efficient ms | flex ms | flex tuned ms |",
-        "|---|---|---|---|---|---|",
+        "| attention | flash ms | cuDNN ms | efficient ms | flex ms | flex tuned ms | operators ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["table"]:
         others = row.get("rivals")
         if others:
-            names = ("flash", "cudnn", "efficient", "flex", "flex tuned")
+            names = ("flash", "cudnn", "efficient", "flex", "flex tuned", "operators")
             lines.append(f"| {row['name']} | {' | '.join(cell(others.get(x)) for x in names)} |")
     return "\n".join(lines) + "\n"
 

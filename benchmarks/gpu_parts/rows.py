@@ -41,6 +41,11 @@ class Row:
     thorough: bool = False
 
     @property
+    def flex(self) -> bool:
+        """Whether FlexAttention can say it: its weights are a softmax."""
+        return self.kind != "linear" and self.spec != "sigmoid"
+
+    @property
     def flops(self) -> float:
         """Of the two products, or of the five of a backward, over what is kept."""
         heads, pairs = self.heads, float(self.batch * self.heads.q * self.n_q * self.n_k) * self.kept
@@ -64,6 +69,10 @@ class Row:
     def floor(self, roof: Mapping[str, float]) -> float:
         """Seconds that the chip's measured rates allow at best."""
         return max(self.flops / roof["flops"], self.bytes / roof["bytes"])
+
+
+# Queries and keys of a block of a map.
+BLOCK = 128
 
 
 def _dense(width: int) -> Heads:
@@ -106,11 +115,13 @@ ROWS = (
     _changed("padding", "padding", 1.0, _PLAIN),
     _changed("documents", "documents", 5 / 32, _CAUSAL),
     _changed("sigmoid", "sigmoid", 0.5, _CAUSAL),
-    *(Row(f"linear {n // 1024}k", "linear", _dense(128), 1, n, n, kind="linear", targets=(Target("floor", 1 / 3),))
-      for n in (2048, 8192, 32768, 65536)),
-    *(Row(f"blocks kept {share:.0%}", "blocks", _dense(128), 1, 16384, 16384, share, "sparse",
-          (Target("tflops", 0.85, _PLAIN),))
-      for share in (0.1, 0.25, 0.5)),
+    *(Row(f"linear {n // 1024}k D={width}", "linear", _dense(width), 1, n, n, kind="linear",
+          targets=(Target("floor", 1 / 3),))
+      for width, lengths in ((128, (2048, 8192, 32768, 65536)), (64, (2048, 65536)), (256, (2048, 65536)))
+      for n in lengths),
+    *(Row(f"blocks kept {share:.0%} D={width}", "blocks", _dense(width), 1, 16384, 16384, round(share * 128) / 128,
+          "sparse", (Target("tflops", 0.85, f"dense D={width}"), Target("times_flex", 1.0)))
+      for width in (128, 64, 256) for share in (0.1, 0.25, 0.5)),
 )  # fmt: skip
 
 

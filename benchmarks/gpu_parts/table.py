@@ -21,18 +21,21 @@ from attnopt.runtime.triton_gradient import Kernels
 from attnopt.runtime.triton_launch import build
 from attnopt.runtime.triton_tune import Clock, Tuner, device_clock
 from attnopt.spec import AttentionSpec
+from gpu_parts import special
 from gpu_parts.check import attempt
-from gpu_parts.rivals import SDPA, flex, gradient_of, sdpa
+from gpu_parts.rivals import SDPA, flex, gradient_of, operators, sdpa
 from gpu_parts.rows import Row
 
 DTYPE = "bfloat16"
-MISSING = "not in this version"
-# A kind of row: what makes, of the row, its tensors and the chip, a call to be measured. Others can be added here.
-SPECIAL: dict[str, Callable[[Row, Chip, str], Callable[[], Any]]] = {}
+# Kinds of rows without plans of their own.
+SPECIAL = ("linear", "sparse")
+LATE = "left out: no time was left"
 
 
 def spec_of(row: Row) -> AttentionSpec:
     """The row's spec, with its lse where gradients need it."""
+    if row.kind in SPECIAL:
+        return special.spec_of(row)
     spec = dict(standard(row.heads))[row.spec]
     return replace(spec, returns=("lse",)) if row.kind == "backward" else spec
 
@@ -85,15 +88,15 @@ def prepared(
 
 def measured(row: Row, chip: Chip, device: str, roof: dict[str, float] | None, options: Options) -> dict[str, Any]:
     """Times of one row; without `roof`, everything up to them."""
-    if row.kind in ("linear", "sparse"):
-        if row.kind not in SPECIAL:
-            return {"ok": None, "note": MISSING}
-        call: Callable[[], Any] = SPECIAL[row.kind](row, chip, device)
-        tensors: list[Tensor] = []
+    if row.kind in SPECIAL:
+        call, tensors = special.call(row, getattr(torch, DTYPE), device, options)
     else:
         call, tensors = prepared(row, chip, device, options)
     if roof is None:
         rivals(row, tensors, None)
+        if row.kind in SPECIAL:
+            assert call().shape == (row.batch, row.heads.q, row.n_q, row.heads.d_v)
+            return {"ok": True, "note": f"dry: {special.proven(row, chip, tensors, DTYPE)}"}
         return {"ok": True, "note": f"dry: {len(plans(row, chip))} plans"}
     seconds = device_clock(call, 15)
     found = {
@@ -111,7 +114,7 @@ def measured(row: Row, chip: Chip, device: str, roof: dict[str, float] | None, o
 def chosen(row: Row, chip: Chip, options: Options) -> str:
     """The plan that tuning chose, in words."""
     if row.kind in SPECIAL:
-        return ""
+        return special.used(row, options)
     tuner = Tuner(spec_of(row), DTYPE, chip, options)
     plan = tuner.plan(row.kind, Problem(row.batch, row.n_q, row.n_k), device=torch.cuda.get_device_name())
     return str(plan or "default")
@@ -124,6 +127,8 @@ def rivals(row: Row, tensors: list[Tensor], clock: Clock | None) -> dict[str, An
     backward = row.kind == "backward"
     leaves = [t.detach().requires_grad_(backward) if i < 3 else t for i, t in enumerate(tensors)]
     found = {name: timed(partial(sdpa, row, leaves, name), leaves, backward, clock) for name in SDPA}
+    if row.kind == "linear":
+        found["operators"] = timed(partial(operators, spec_of(row), leaves), leaves, backward, clock)
     return found | {"flex": timed(partial(flex, row, leaves), leaves, backward, clock)}
 
 
@@ -152,7 +157,7 @@ def timed(
 def speedups(seconds: float, others: dict[str, Any]) -> dict[str, float]:
     """How often faster than the best of PyTorch's kernels, and than FlexAttention."""
     times = {name: x / 1e3 for name, x in others.items() if isinstance(x, float)}
-    best = min((x for name, x in times.items() if not name.startswith("flex")), default=None)
+    best = min((x for name, x in times.items() if name in SDPA), default=None)
     found = {} if best is None else {"times_sdpa": best / seconds}
     own = min((x for name, x in times.items() if name.startswith("flex")), default=None)
     return found | ({} if own is None else {"times_flex": own / seconds})
@@ -169,16 +174,20 @@ def ceilings() -> dict[str, float]:
     }
 
 
+def about(row: Row) -> dict[str, Any]:
+    """What identifies a row in the report."""
+    return {"name": row.name, "kind": row.kind, "sizes": (row.batch, row.n_q, row.n_k), "heads": str(row.heads)}
+
+
 def table(
     rows: Sequence[Row], chip: Chip, device: str, roof: dict[str, float] | None, options: Options, deadline: float
 ) -> Iterator[dict[str, Any]]:
     """Every row, as far as the time allows."""
     for row in rows:
-        about = {"name": row.name, "kind": row.kind, "sizes": (row.batch, row.n_q, row.n_k), "heads": str(row.heads)}
         if time.monotonic() > deadline:
-            yield about | {"ok": None, "note": "left out: no time was left"}
+            yield about(row) | {"ok": None, "note": LATE}
             continue
-        yield about | attempt(lambda r=row: measured(r, chip, device, roof, options))  # type: ignore[misc]
+        yield about(row) | attempt(lambda r=row: measured(r, chip, device, roof, options))  # type: ignore[misc]
 
 
 def thorough(rows: Sequence[Row], found: Sequence[dict[str, Any]], device: str, deadline: float) -> None:
@@ -187,7 +196,7 @@ def thorough(rows: Sequence[Row], found: Sequence[dict[str, Any]], device: str, 
         if not row.thorough or "ms" not in result:
             continue
         if time.monotonic() > deadline:
-            result["rivals"]["flex tuned"] = "left out: no time was left"
+            result["rivals"]["flex tuned"] = LATE
             continue
         spec = spec_of(row)
         tensors = usual_inputs(spec, row.batch, row.n_q, row.n_k, getattr(torch, DTYPE), device)
