@@ -21,7 +21,7 @@ from attnopt.nested import copied
 from attnopt.onnx import naming, probe, program
 from attnopt.onnx.check import check_file, other_leaves, verdict
 from attnopt.onnx.require import check_path, check_target, package
-from attnopt.onnx.session import Session
+from attnopt.onnx.session import Session, check_runtime
 from attnopt.onnx.sites import Attention, install
 from attnopt.options import Options
 from attnopt.patterns.known import Known
@@ -60,9 +60,10 @@ def export(
         A report whose sites name their operator in `kernel`; `reference graph` with the reason where there is none.
 
     Raises:
-        OptionError: for an unknown target or opset, a path that cannot be written, a missing package, a model in
-            training mode. CaptureError: if the model cannot be captured or translated. ValidationError: if what
-            was made is not a valid model, cannot be run, or its results are not the model's; then no file is written.
+        OptionError: for an unknown target or opset, one that the installed ONNX Runtime does not read, a path that
+            cannot be written, a missing package, a model in training mode. CaptureError: if the model cannot be
+            captured or translated. ValidationError: if what was made is not a valid model, cannot be run, or its
+            results are not the model's; then no file is written.
     """
     file = _checked_call(model, args, path, kwargs, target, opset, validate)
     fast = _optimized(model, naming.with_dimensions(dynamic_shapes), rewrites, tolerance, calibration, options)
@@ -79,6 +80,8 @@ def _checked_call(model: Any, args: Any, path: Any, kwargs: Any, target: Any, op
     file = check_path(path)
     for name in ("onnx", "onnxscript", *(["onnxruntime"] if validate else [])):
         package(name, "attnopt.onnx.export")
+    if validate:
+        check_runtime(opset)
     if model.training:
         raise OptionError(f"{type(model).__name__} is in training mode; call .eval() on it before it is exported.")
     return file
@@ -139,7 +142,10 @@ class _Job:
         report = Report(tuple(entries), type(self.fast._source).__name__, tuple(notes), Figures(figures))
         if self.strict and report.declined:
             raise UnfusedError(f"strict=True, and {report.declined} of {len(entries)} sites are no operator:\n{report}")
-        return pipeline.announce(self._written(path, report, compiled, original, states, leaves))
+        try:
+            return pipeline.announce(self._written(path, report, compiled, original, states, leaves))
+        except OSError as error:
+            raise OptionError(f"path={str(path)!r} cannot be written: {error.strerror or error}.") from error
 
     def _written(
         self, path: Path, report: Report, compiled: Compiled, original: Any, states: Any, leaves: Any

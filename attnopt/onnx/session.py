@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from attnopt.errors import AttnoptError
+from attnopt.errors import AttnoptError, OptionError
 from attnopt.onnx.require import package
 
 
@@ -44,6 +44,21 @@ class Session:
             return [torch.from_numpy(x) for x in self.session.run(None, feed)]
         except Exception as error:
             raise SessionError(_told(error)) from error
+
+
+def check_runtime(opset: int) -> None:
+    """Raise `OptionError` unless the installed ONNX Runtime reads models of this opset."""
+    ort, helper = package("onnxruntime", "checking an export"), package("onnx", "checking an export").helper
+    ends = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "opset", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    try:
+        Session(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString(), threads=1)
+    except SessionError as error:
+        raise OptionError(
+            f"onnxruntime {ort.__version__} reads no model of opset {opset}: take a newer one, a lower opset, or "
+            f"validate=False to write the file unchecked ({error})."
+        ) from None
 
 
 def _told(error: Exception) -> str:

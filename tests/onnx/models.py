@@ -58,6 +58,11 @@ def gpt2() -> tuple[nn.Module, dict[str, Any]]:
     return _model(hf.GPT2LMHeadModel, config), {"input_ids": _ids()}
 
 
+def gpt2_padded() -> tuple[nn.Module, dict[str, Any]]:
+    model, inputs = gpt2()
+    return model, {**inputs, "attention_mask": _padded("right")}
+
+
 def _llama_config(**more: Any) -> Any:
     return hf.LlamaConfig(**{
         "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from attnopt.demo.models import find
 from attnopt.errors import AttnoptError, CaptureError, OptionError, UnfusedError, ValidationError
 from attnopt.onnx import export
 from attnopt.report import Report
-from tests.onnx.models import ATTENTION, GROUPED, HEADS, SUBJECTS, Subject, bert, llama_left
+from tests.onnx.models import ATTENTION, GROUPED, HEADS, SUBJECTS, Subject, bert, gpt2_padded, llama_left
 
 for needed in ("onnx", "onnxruntime", "onnxscript", "transformers"):
     pytest.importorskip(needed)
@@ -67,21 +68,24 @@ def test_attention_becomes_what_onnx_runtime_has(subject: Subject, tmp_path: Pat
     _held(report, "validation")
 
 
-def test_batch_and_length_vary_under_the_users_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("build", "target"), [(bert, "onnx"), (gpt2_padded, "ort"), (llama_left, "ort")])
+def test_batch_and_length_vary_under_the_users_names(build: Any, target: str, tmp_path: Path) -> None:
+    """At sizes that are neither those of the export nor those that the export itself compares, padding included."""
     import onnx
 
-    model, inputs = bert()
-    sizes = {0: "batch", 1: "tokens"}
-    report = export(model, (), tmp_path / "m.onnx", inputs, dynamic_shapes={name: sizes for name in inputs})
+    model, inputs = build()
+    sizes = {name: {0: "batch", 1: "tokens"} for name in inputs}
+    report = export(model, (), tmp_path / "m.onnx", inputs, target=target, dynamic_shapes=sizes)
     graph = onnx.load(tmp_path / "m.onnx").graph
-    assert [x.name for x in graph.input] == ["input_ids", "attention_mask"]
-    assert next(x.name for x in graph.output) == "last_hidden_state"
-    assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim] == ["batch", "tokens"]
+    assert [x.name for x in graph.input] == list(inputs)
+    assert graph.output[0].name in ("last_hidden_state", "logits")
+    assert all([d.dim_param for d in x.type.tensor_type.shape.dim] == ["batch", "tokens"] for x in graph.input)
     _held(report, "validation", "validation at other sizes")
     other = {"input_ids": torch.randint(5, 60, (5, 21)), "attention_mask": torch.ones(5, 21, dtype=torch.int64)}
-    other["attention_mask"][2, 4:] = 0
+    other["attention_mask"][2, 4:], other["attention_mask"][3, :6] = 0, 0
+    other = {name: other[name] for name in inputs}
     with torch.no_grad():
-        wanted = model(**other).last_hidden_state
+        wanted = model(**other)[0]
     torch.testing.assert_close(_run(tmp_path / "m.onnx", other)[0], wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -225,6 +229,39 @@ def test_misuse_is_one_clear_error(changes: dict[str, Any], message: str, tmp_pa
     with pytest.raises(OptionError, match=message):
         export(_Odd().eval(), (torch.randn(2, 6, 16),), **given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_one_clear_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(OptionError, match=rf"needs the package {name}, .* pip install 'attnopt\[onnx\]'"):
+        export(_Odd().eval(), (torch.randn(2, 6, 16),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_is_too_old_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Opset 23 is under development and support for this is limited")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(
+        OptionError, match="reads no model of opset 23: .* or validate=False to write the file unchecked"
+    ):
+        export(_Odd().eval(), (torch.randn(2, 6, 16),), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("attnopt.onnx.program.save", full)
+    (tmp_path / "m.onnx").write_text("what was there before")
+    with pytest.raises(OptionError, match="m.onnx' cannot be written: No space left on device"):
+        export(_Odd().eval(), (torch.randn(2, 6, 16),), tmp_path / "m.onnx", validate=False)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["what was there before"]
 
 
 def test_a_model_in_training_mode_is_refused(tmp_path: Path) -> None:

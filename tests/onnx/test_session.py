@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnopt.errors import AttnoptError
-from attnopt.onnx.session import Session, SessionError
+from attnopt.errors import AttnoptError, OptionError
+from attnopt.onnx.session import Session, SessionError, check_runtime
 
 helper = pytest.importorskip("onnx").helper
 pytest.importorskip("onnxruntime")
@@ -30,3 +30,12 @@ def test_refusals_are_errors_of_one_line() -> None:
         Session(_model("Neg"))(["x"], [torch.zeros(2, dtype=torch.int64)])
     assert "\n" not in str(raised.value)
     assert issubclass(SessionError, AttnoptError)
+
+
+def test_an_opset_that_the_runtime_does_not_read_is_one_clear_error() -> None:
+    for opset in (23, 24, 25):
+        check_runtime(opset)
+    with pytest.raises(
+        OptionError, match=r"onnxruntime \S+ reads no model of opset 99: take a newer one, a lower opset"
+    ):
+        check_runtime(99)
