@@ -11,8 +11,9 @@ does not fit its chip, spills more than `SPILLS` bytes a thread, or has products
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 
 from attnopt._version import VERSION
 from attnopt.aot.standard import layout_for, standard
-from attnopt.codegen.triton import EMIT, TritonKernel
-from attnopt.codegen.triton_plans import CHIPS, PLANS, Chip, TritonPlan, extra_plans
+from attnopt.codegen.triton import TritonKernel
+from attnopt.codegen.triton_kinds import EMIT, PLANS
+from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, extra_plans
 from attnopt.errors import AttnoptError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry, triton_version
 from attnopt.spec import AttentionSpec, Heads
@@ -29,8 +31,12 @@ from attnopt.spec import AttentionSpec, Heads
 # Bytes of a thread's stack that a plan of the tables may use, and vector registers on AMD.
 SPILLS = 256
 # Kernels without a product of matrices.
-WITHOUT_PRODUCTS = ("attention_combine", "attention_delta", "attention_rows")
+WITHOUT_PRODUCTS = ("attention_combine", "attention_delta", "attention_rows", "linear_scan")
 WIDTHS = (64, 128, 256)
+# What identifies a job.
+Key = tuple[Any, ...]
+# The spec that stands for all others where every plan is compiled.
+USUAL = {"linear": "linear"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,11 @@ class Job:
 
 
 def jobs(chips: Sequence[str], kinds: Sequence[str], every_plan: bool, only: Sequence[str] = ()) -> Iterator[Job]:
-    """The usual specs with their default plans, or every plan for one of them."""
+    """The usual specs with their default plans, or every plan for one of each kind."""
     widths, dtypes = (WIDTHS, ("bfloat16", "float32")) if every_plan else ((128,), ("bfloat16",))
-    wanted = only or (("causal",) if every_plan else ())
     for chip in (CHIPS[name] for name in chips):
         for kind in kinds:
+            wanted = only or ((USUAL.get(kind, "causal"),) if every_plan else ())
             for width in widths:
                 for name, spec in standard(Heads(32, 8, 8, width, width)):
                     if wanted and name not in wanted:
@@ -112,6 +118,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         f"{about['date']}, attnopt {about['attnopt']}, Triton {about['triton']}: `{about['command']}`.",
         f"{len(rows)} kernels, {len(bad)} with a problem. Spills are bytes of a thread's stack, on gfx942 registers.",
+        *([_unfinished(about)] if about["left"] else []),
         "",
         "| spec | kernel | arch | dtype | width | plan | registers | spills | shared KiB | products | async copies |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -121,6 +128,11 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         cells = [*head, str(row["width"]), row["plan"], *_figures(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _unfinished(about: Mapping[str, Any]) -> str:
+    left, whole = about["left"], about["left"] + about["done"]
+    return f"{left} of {whole} files of kernels are not compiled yet; the command goes on where it stopped."
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -143,8 +155,14 @@ def known(path: Path) -> list[dict[str, Any]]:
     return list(report["rows"]) if same else []
 
 
-def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
+def _identity(row: dict[str, Any]) -> Key:
     return tuple(row[x] for x in ("spec", "kind", "arch", "dtype", "width", "plan"))
+
+
+@functools.lru_cache(maxsize=2)
+def _everything(every_plan: bool) -> tuple[Key, ...]:
+    """All jobs of a table, in its order."""
+    return tuple(_identity(job.about) for job in jobs(tuple(CHIPS), tuple(EMIT), every_plan))
 
 
 def _current(job: Job, rows: Sequence[dict[str, Any]]) -> bool:
@@ -169,28 +187,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     stem = "aot_plans" if arguments.plans else "aot"
     path = folder / f"{stem}.json"
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    found: dict[Key, list[dict[str, Any]]] = {}
     for row in known(path):
         found.setdefault(_identity(row), []).append(row)
+    everything = _everything(arguments.plans)
     wanted = jobs(arguments.arch or tuple(CHIPS), arguments.kind or tuple(EMIT), arguments.plans, arguments.only)
     for job in wanted:
         key = _identity(job.about)
         if not _current(job, found.get(key, [])):
             found[key] = compiled(job)
-            _write(folder, stem, [row for rows in found.values() for row in rows], arguments.plans)
+            _write(folder, stem, found, everything, arguments.plans)
         for row in found[key]:
             print(*key, row["entry"].removeprefix("attention_"), *_figures(row)[:4], sep="  ", flush=True)
+    _write(folder, stem, found, everything, arguments.plans)
     return 1 if any(row["problem"] for rows in found.values() for row in rows) else 0
 
 
-def _write(folder: Path, stem: str, rows: Sequence[dict[str, Any]], every_plan: bool) -> None:
+def _write(
+    folder: Path, stem: str, found: Mapping[Key, list[dict[str, Any]]], everything: Sequence[Key], every_plan: bool
+) -> None:
+    """Both files, rows in the order of the jobs, whatever order they were compiled in."""
+    order = dict.fromkeys((*everything, *found))
     about = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": f"python benchmarks/aot.py --out benchmarks/results{' --plans' if every_plan else ''}",
         "attnopt": VERSION,
         "triton": triton_version(),
+        "done": len(found),
+        "left": len(order) - len(found),
         "chips": {name: asdict(chip) for name, chip in CHIPS.items()},
     }
+    rows = [row for key in order for row in found.get(key, ())]
     (folder / f"{stem}.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     (folder / f"{stem}.md").write_text(markdown(rows, about), encoding="utf-8")
 

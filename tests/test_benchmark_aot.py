@@ -57,6 +57,9 @@ def test_parts_are_joined_and_nothing_is_compiled_twice(
     assert "| dense | forward | sm_80 | bfloat16 | 128 |" in page
     assert "8 mma.sync" in page
     assert "python benchmarks/aot.py" in page
+    assert report["done"] == 2
+    assert f"{report['left']} of {report['left'] + 2} files of kernels are not compiled yet" in page
+    assert report["left"] > 200
     report["rows"][0]["text"] = "another"
     (tmp_path / "aot.json").write_text(json.dumps(report))
     assert script.main([*part, "--kind", "forward"]) == 0
@@ -83,3 +86,5 @@ def test_every_plan_is_a_job(script: ModuleType) -> None:
     assert len(plans) == len(found) > 10
     usual = list(script.jobs(("sm_90", "gfx942"), ("forward", "backward"), False))
     assert len({(job.name, job.kind, job.chip.name) for job in usual}) == len(usual) > 40
+    linear = list(script.jobs(("sm_80",), ("linear",), False))
+    assert [job.name for job in linear] == ["linear", "retention"]
