@@ -16,6 +16,7 @@ from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import Side, extent, factors, is_contraction, pair
+from attnopt.patterns.expansion import expanded
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.operands import Place
 from attnopt.patterns.ops import POINTWISE
@@ -121,11 +122,14 @@ def _read(
 
 def _hearts(weights: sp.Basic, lifter: Lifter) -> list[tuple[ex.Load, sp.Expr]] | None:
     """Each softmax that the weights load, with its factor; None where they are no sum of such products."""
-    found = ex.as_number(weights).replace(
-        lambda e: isinstance(e, ex.Where) and e.args[2] == 0 and e.args[1] != 1,
-        lambda e: ex.Where(e.args[0], sp.S.One, sp.S.Zero) * e.args[1],
+    found = expanded(
+        ex.as_number(weights).replace(
+            lambda e: isinstance(e, ex.Where) and e.args[2] == 0 and e.args[1] != 1,
+            lambda e: ex.Where(e.args[0], sp.S.One, sp.S.Zero) * e.args[1],
+        )
     )
-    found = sp.expand(found)
+    if found is None:
+        return None
     hearts = [x for x in found.atoms(ex.Load) if lifter.nodes[x.args[0].name] in lifter.stops]
     hearts.sort(key=lambda x: (lifter.nodes[x.args[0].name], len(str(x)), str(x)))
     parts = [(x, found.coeff(x)) for x in hearts]
