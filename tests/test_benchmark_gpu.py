@@ -48,7 +48,7 @@ def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
     notes = {row["name"]: row["note"] for row in report["table"]}
     assert set(notes) == set(some)
     assert all(note.startswith("dry: ") for note in notes.values())
-    assert notes["linear 2k D=64"] == "dry: its linear form"
+    assert "warps" in notes["linear 2k D=64"]
     assert "of a list" in notes["blocks kept 10% D=256"]
     assert set(report["expected"]) == set(script.BUDGET)
     page = (tmp_path / "gpu.md").read_text()
@@ -108,6 +108,18 @@ def test_what_hangs_is_left(script: ModuleType, monkeypatch: pytest.MonkeyPatch)
     found = script.measure(script.ROWS[:3], script.CHIPS["sm_90"], None, options, time.monotonic(), said.append)
     assert [row["note"] for row in found] == ["done", *[script.table.LATE] * 2]
     assert said[-1].startswith("stopped after")
+
+
+def test_kernels_of_linear_attention_are_checked_forward_and_backward(script: ModuleType) -> None:
+    found = [c for c in script.check.checks(["linear", "retention", "causal"]) if "linear" in c.kind]
+    assert {(c.spec, c.kind) for c in found} == {
+        (spec, kind) for spec in ("linear", "retention") for kind in ("linear", "linear backward")
+    }
+    with FakeTensorMode():
+        for one in found:
+            verdict = script.check.judged(one, script.CHIPS["sm_90"], False)
+            assert verdict["ok"]
+            assert verdict["note"].startswith("dry: ")
 
 
 def test_work_and_traffic(script: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Is every kernel right on the chip: forward, decode and backward of every usual spec in every dtype, against fp64.
+"""Is every kernel right on the chip: every kind of every usual spec in every dtype, against fp64.
 
 Each call is compiled anew, which takes longer than it runs, so that calls are shared among processes.
 """
@@ -16,21 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnopt.analysis.linear_form import linear_form
 from attnopt.aot.inputs import usual_inputs
 from attnopt.aot.standard import layout_for, standard
+from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import supports_backward
+from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
 from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
 from attnopt.options import Options
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.triton_gradient import Kernels, expected
 from attnopt.runtime.triton_launch import TritonBackend, build
+from attnopt.runtime.triton_linear import TritonLinear
+from attnopt.runtime.triton_linear_gradient import Gradients
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec, Heads
 
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS = (Heads(4, 2, 2, 64, 64), Heads(2, 2, 2, 128, 128), Heads(3, 1, 1, 80, 80))
 # Batch, queries, keys: tiles, and keys split among programs.
-SIZES = {"forward": (2, 257, 333), "decode": (1, 1, 1100), "backward": (2, 150, 170)}
+SIZES = {"forward": (2, 257, 333), "decode": (1, 1, 1100), "backward": (2, 150, 170),
+         "linear": (2, 333, 333), "linear backward": (1, 200, 200)}  # fmt: skip
 _POISON = 1 << 26
 
 
@@ -61,9 +67,19 @@ def checks(only: Sequence[str] = ()) -> list[Check]:
         for name, spec in standard(heads):
             for dtype in DTYPES:
                 layout = layout_for(spec, dtype)
-                kinds = [k for k in SIZES if k != "backward" or not supports_backward(spec, layout)]
+                kinds = [kind for kind in SIZES if _has(kind, spec, layout)]
                 found += [Check(name, heads, dtype, kind) for kind in kinds if not only or name in only]
     return found
+
+
+def _has(kind: str, spec: AttentionSpec, layout: Layout) -> bool:
+    """Whether there is such a kernel, on the chip with the most plans."""
+    if kind == "backward":
+        return not supports_backward(spec, layout)
+    widths = spec.heads.d_qk, spec.heads.d_v
+    return "linear" not in kind or bool(
+        not supported_linear(spec, layout) and linear_plans(CHIPS["sm_90"], layout.dtype, *widths)
+    )
 
 
 def judged(check: Check, chip: Chip, run: bool, device: str = "cuda") -> dict[str, Any]:
@@ -71,6 +87,10 @@ def judged(check: Check, chip: Chip, run: bool, device: str = "cuda") -> dict[st
     spec, dtype = check.sought(), getattr(torch, check.dtype)
     torch.manual_seed(0)
     tensors = usual_inputs(spec, *SIZES[check.kind], dtype, device)
+    if check.spec == "linear":  # features: what rows are divided by must not be near zero
+        tensors[:2] = [t.abs() for t in tensors[:2]]
+    if "linear" in check.kind:
+        return _judged_linear(spec, check, tensors, chip, run)
     if check.kind == "backward":
         return _judged_backward(spec, check, tensors, chip, run)
     backend: TritonBackend = build(spec, layout_for(spec, check.dtype), chip, Options())
@@ -91,9 +111,33 @@ def _judged_backward(spec: AttentionSpec, check: Check, tensors: list[Tensor], c
     grad = torch.randn_like(tensors[0][..., : spec.heads.d_v])
     poison(grad.device)
     found = kernels.run(grad, None, tensors, (), kernels.backward)
+    return _compared(spec, grad, tensors, [found[i] for i in range(3)])
+
+
+def _judged_linear(spec: AttentionSpec, check: Check, tensors: list[Tensor], chip: Chip, run: bool) -> dict[str, Any]:
+    spec, layout = spec.canonical(), Layout(check.dtype)
+    form, plans = linear_form(spec), linear_plans(chip, check.dtype, spec.heads.d_qk, spec.heads.d_v)
+    if form is None or not plans:
+        return {"ok": None, "note": f"no plan for {chip.name}"}
+    backend = TritonLinear(spec, form, chip, [emit_linear(spec, layout, plan) for plan in plans])
+    q, k, v, *captures = tensors
+    if not run:
+        return {"ok": True, "note": f"dry: {plans[0]}"}
+    poison(q.device)
+    if check.kind == "linear":
+        out, _ = backend(q, k, v, captures, ())
+        verdict = check_rows(spec, (q, k, v), captures, (), out, None, rows=q.shape[2])
+        return {"ok": verdict.ok, "note": str(verdict)}
+    grad = torch.randn_like(v.new_empty((*q.shape[:3], v.shape[3])))
+    needs = [i < 3 for i in range(len(tensors))]
+    return _compared(spec, grad, tensors, Gradients(spec, backend, None).run(grad, tensors, (), needs))
+
+
+def _compared(spec: AttentionSpec, grad: Tensor, tensors: list[Tensor], found: Sequence[Tensor]) -> dict[str, Any]:
+    """The gradients of q, k and v, judged."""
     needs = [i < 3 for i in range(len(tensors))]
     golden, eager = (expected(spec, grad, None, tensors, (), needs, x) for x in (torch.float64, grad.dtype))
-    verdicts = [compare(g, e, found[i], gradients=True) for i, (g, e) in enumerate(zip(golden, eager, strict=True))]
+    verdicts = [compare(g, e, x, gradients=True) for g, e, x in zip(golden, eager, found, strict=True)]
     wrong = [f"d{name}: {v}" for name, v in zip("qkv", verdicts, strict=True) if not v.ok]
     return {"ok": not wrong, "note": "; ".join(wrong) or str(verdicts[0])}
 

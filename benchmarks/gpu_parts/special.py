@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnopt import expr as ex
-from attnopt.analysis.linear_form import linear_form
 from attnopt.aot.standard import layout_for
+from attnopt.codegen.triton_linear import linear_plans, supported_linear
 from attnopt.codegen.triton_plans import Chip
 from attnopt.options import Options
 from attnopt.runtime import dispatch
@@ -57,11 +57,11 @@ def call(row: Row, dtype: torch.dtype, device: str, options: Options) -> tuple[C
 
 
 def proven(row: Row, chip: Chip, tensors: list[Tensor], dtype: str) -> str:
-    """What is known before a launch: the linear form, or that a list of blocks pays and by which plan."""
+    """What is known before a launch: a kernel of chunks and its plan, or the plan of a list of blocks that pays."""
     spec = spec_of(row)
     if row.kind == "linear":
-        assert linear_form(spec) is not None
-        return "its linear form"
+        found = linear_plans(chip, dtype, row.heads.d_qk, row.heads.d_v)
+        return str(found[0]) if found else str(supported_linear(spec, layout_for(spec, dtype)))
     backend = build(spec, layout_for(spec, dtype), chip, Options())
     assert backend.listed.pays(tensors[0], tensors[1], ())
     return str(backend.listed.kernels[0].plan)
