@@ -80,5 +80,8 @@ def pure_target(target: Any) -> Any:
     else:
         return None
     pure = getattr(getattr(aten, pure_name, None), overload, None)
-    fits = pure is not None and [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
-    return pure if fits else None
+    if pure is None:
+        return None
+    # The written argument may have another name: `dropout_(self, ...)` and `dropout(input, ...)`.
+    own, others = ([a.name for a in t._schema.arguments[1:]] for t in (target, pure))
+    return pure if own == others else None

@@ -5,11 +5,10 @@ The only user of `torch.export` and of Dynamo's graphs. Knows nothing of attenti
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from attnopt.errors import CaptureError, ShapeError
+from attnopt.exporting import export
 from attnopt.graph import normalize, value
 
 log = logging.getLogger("attnopt")
@@ -99,8 +99,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             apart, named = _apart(args, kwargs)
-            with _own_gradients() as functions:
-                program = torch.export.export(model, apart, named, dynamic_shapes=dynamic_shapes, strict=False)
+            program, functions = export(model, apart, named, dynamic_shapes)
     except Exception as error:
         first = str(error).strip().splitlines()
         raise CaptureError(
@@ -113,24 +112,6 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             "would replace its gradient by that of its forward."
         )
     return replace(_from_program(program, model.training), functions=tuple(sorted(functions)))
-
-
-@contextlib.contextmanager
-def _own_gradients() -> Iterator[set[str]]:
-    """The names of the `torch.autograd.Function`s, other than torch's own, that are called meanwhile."""
-    functions: set[str] = set()
-    original = torch.autograd.Function.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if not cls.__module__.startswith("torch."):
-            functions.add(cls.__name__)
-        return original.__func__(cls, *args, **kwargs)
-
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
-        yield functions
-    finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -126,7 +126,9 @@ class _Functionalizer:
             if _undo(target) is None:
                 return False
             target = self._source(target)
-        return isinstance(fake_value(target), torch.Tensor)
+        seen = fake_value(target)
+        # Values traced under vmap cannot be computed with any more.
+        return isinstance(seen, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(seen)
 
     def _renew(self, node: fx.Node, used: fx.Node) -> None:
         with self.graph.inserting_before(node):

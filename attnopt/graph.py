@@ -104,6 +104,7 @@ def normalize(gm: fx.GraphModule) -> fx.GraphModule:
 
 def _normalize(gm: fx.GraphModule) -> None:
     """One graph, then the bodies of its higher-order operators."""
+    _mend_users(gm.graph)
     for node in list(gm.graph.nodes):
         if is_call(node, torch.ops.higher_order.wrap_with_set_grad_enabled):
             _inline_grad_region(gm, node)
@@ -121,6 +122,15 @@ def _normalize(gm: fx.GraphModule) -> None:
             _normalize(body.gm)
             name_apart(body)
             body.gm.recompile()
+
+
+def _mend_users(graph: fx.Graph) -> None:
+    """Every node is a user of what it takes, and of nothing else: `torch.export` loses some users around autocast."""
+    for node in graph.nodes:
+        for taken in node.all_input_nodes:
+            taken.users.setdefault(node)
+        for stale in [user for user in node.users if node not in user.all_input_nodes]:
+            del node.users[stale]
 
 
 def _inline_grad_region(gm: fx.GraphModule, call: fx.Node) -> None:

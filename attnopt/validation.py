@@ -110,7 +110,7 @@ class _Checker(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._inside(n) if isinstance(n.target, HigherOrderOperator) else self._plain(n)
-        if n.op == "placeholder":
+        if n.op == "placeholder" or _leaves_vmap(n, result):
             self.given[n.name] = result
         if n.name in self.pending:
             self.kept[n.name] = result
@@ -188,6 +188,12 @@ class _Checker(fx.Interpreter):
         golden, _ = reference(region.spec, *wide[:3], wide[3:], scalars, rows=rows)
         eager, _ = reference(region.spec, q, k, v, captures, scalars, rows=rows)
         return compare(golden, eager, known[operator.name][0][:, :, rows])
+
+
+def _leaves_vmap(node: fx.Node, result: Any) -> bool:
+    """Whether the node ends a `vmap` that was traced with the model: what is inside cannot be computed by itself."""
+    ends = getattr(node.target, "__name__", "") == "_remove_batch_dim"
+    return ends and not torch._C._functorch.is_functorch_wrapped_tensor(result)
 
 
 def _scores(region: Region, seeds: Mapping[str, Any]) -> int:

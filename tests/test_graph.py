@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from attnopt.graph import arguments, drop_dead_code, is_call, is_pure, module_path, source_line, value
+from attnopt.graph import arguments, drop_dead_code, is_call, is_pure, module_path, normalize, source_line, value
 from tests.modules import SelfAttention, captured, replay
 
 aten = torch.ops.aten
@@ -23,6 +23,20 @@ def test_no_grad_regions_are_inlined_and_detached() -> None:
     x = X.clone().requires_grad_()
     replay(graph, x)[0].sum().backward()
     assert torch.equal(x.grad, torch.ones_like(X))  # type: ignore[arg-type]
+
+
+def test_users_that_a_trace_lost_are_found_again() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    lost, other = graph.call_function(aten.neg.default, (x,)), graph.call_function(aten.abs.default, (x,))
+    graph.output((other,))
+    for node in graph.nodes:
+        node.meta["val"] = X
+    del x.users[lost]
+    other.users[lost] = None
+    gm = normalize(fx.GraphModule(torch.nn.Module(), graph))
+    assert [n.op for n in gm.graph.nodes] == ["placeholder", "call_function", "output"]
+    assert list(x.users) == [other]
 
 
 def test_arguments_by_name_with_defaults() -> None:

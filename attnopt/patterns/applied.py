@@ -141,8 +141,9 @@ def products(load: ex.Load, site: Applied) -> tuple[Place, Place] | None:
     """Query and key of the product that a load is; None if it is no such product."""
     made = site.lifter.nodes[load.args[0].name]
     found = pair(made, load.args[1:], ex.d) if isinstance(made, fx.Node) else None
-    if found is None or not extent(made).is_Integer:
-        return None
+    dtype = value(made).dtype if found is not None else torch.int64
+    if found is None or not extent(made).is_Integer or not (dtype.is_floating_point or dtype.is_complex):
+        return None  # (a sum of integer products makes an index)
     key, query = found if _over(found[0], ex.k) or _over(found[1], ex.q) else found[::-1]
     # A single key or query leaves no trace in an index: its one position is 0.
     if not (_over(key, ex.k) or site.frame.single(ex.k)) or _over(query, ex.k):

@@ -32,6 +32,7 @@ def loaded(exprs: dict[str, Any], lifter: Lifter) -> tuple[Any, dict[str, Any]]:
     operands: dict[str, Operand] = {}
     renamed: dict[sp.Basic, sp.Basic] = {}
     counts: dict[str, int] = {}
+    fresh: dict[str, str] = {}
     for name in ranked:
         node = lifter.nodes[name]
         if name.endswith(PRODUCT):
@@ -39,15 +40,15 @@ def loaded(exprs: dict[str, Any], lifter: Lifter) -> tuple[Any, dict[str, Any]]:
         if not isinstance(value(node), torch.Tensor):
             return Decline("a number that the model computes enters the scores", node), exprs
         fixed, order = layouts[name]
-        new = _name(node, indices[name], counts)
+        new = fresh[name] = _name(node, indices[name], counts)
         operands[new] = Operand(
             node, tuple(fixed[i] if i in fixed else f"x{order.index(i)}" for i in range(value(node).dim()))
         )
-        for load in found:
-            if load.args[0].name == name:
-                moved = [load.args[1 + i] for i in order]
-                renamed[load] = ex.load(new, *moved, integer=isinstance(load, ex.IntLoad))
-    # Nested loads (a table at a loaded place) must be renamed from the inside out.
+    # A table may be read at a loaded place: what is inside is renamed before what is around it.
+    for load in sorted(found, key=lambda x: (len(x.atoms(ex.Load)), str(x))):
+        name = load.args[0].name
+        moved = [load.args[1 + i].xreplace(renamed) for i in layouts[name][1]]
+        renamed[load] = ex.load(fresh[name], *moved, integer=isinstance(load, ex.IntLoad))
     return operands, {part: _replace(e, renamed) for part, e in exprs.items()}
 
 

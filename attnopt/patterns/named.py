@@ -29,6 +29,8 @@ _HEAVY = {
     *_CONVOLUTIONS, *_SORTS, *_SUMS, "aten::cumsum", "aten::gather", "aten::scatter", "aten::cdist", "aten::norm",
     "aten::batch_norm", "aten::group_norm", "aten::linalg_vector_norm", "aten::cat",
 }  # fmt: skip
+# What may stand between mixed weights and the values; before the softmax a norm ends the scores' own way.
+_NORMS = {"aten::layer_norm", "aten::rms_norm", "aten::instance_norm"}
 _STEPS = 96
 
 Trail = list[fx.Node]
@@ -43,7 +45,7 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
             return None
         before = _back(node.args[0], _mixes)  # type: ignore[arg-type]
         made = _product(_back(node.args[0]))  # type: ignore[arg-type]
-        scores = made is not None and all(map(_batched, made.all_input_nodes))
+        scores = made is not None and _of_queries(made)
         return (_first(_AFTER, after, node) if scores else None) or _first(_BEFORE, before, node)
     if op_name(node) not in PRODUCTS or value(node).dim() < 3:
         return None
@@ -85,17 +87,20 @@ def _forward(node: fx.Node) -> Trail | None:
         for user in current.users:
             if is_contraction(user) and op_name(user) in PRODUCTS and not _mixes(user):
                 return trail
-            if user not in trail and (op_name(user) in _LIGHT | _HEAVY or _mixes(user) or not op_name(user)):
+            known = op_name(user) in _LIGHT | _HEAVY | _NORMS
+            if user not in trail and (known or _mixes(user) or not op_name(user)):
                 trail.append(user)
                 queue.append(user)
     return None
 
 
 def _mixes(node: fx.Node) -> bool:
-    """Whether the node is a product of one computed tensor with parameters."""
+    """Whether the node is a product of one computed tensor with vectors and matrices that are parameters."""
     if op_name(node) not in _MIXERS:
         return False
-    return sum(isinstance(value(x), torch.Tensor) and is_activation(x) for x in node.all_input_nodes) == 1
+    operands = [x for x in node.all_input_nodes if isinstance(value(x), torch.Tensor)]
+    learned = [x for x in operands if not is_activation(x)]
+    return len(operands) - len(learned) == 1 and all(value(x).dim() <= 2 for x in learned)
 
 
 # --- the forms -------------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ def _chosen(trail: Trail) -> fx.Node | None:
 def _of_scores(node: fx.Node) -> bool:
     """Whether what is sorted is made by a product of two computed tensors; a router's logits are a linear map."""
     made = _product(_back(node.args[0]))  # type: ignore[arg-type]
-    return made is not None and all(map(_batched, made.all_input_nodes))
+    return made is not None and _of_queries(made)
 
 
 def _crossed(trail: Trail) -> fx.Node | None:
@@ -190,6 +195,12 @@ def _distances(trail: Trail) -> fx.Node | None:
     squared = any(op_name(n) in ("aten::pow", "aten::square", "aten::norm", "aten::linalg_vector_norm") for n in trail)
     summed = any(op_name(n) in ("aten::sum", "aten::norm", "aten::linalg_vector_norm") for n in trail)
     return found if found is not None and op_name(found) == "aten::sub" and squared and summed else None
+
+
+def _of_queries(product: fx.Node) -> bool:
+    """Whether a product is of a query and a key for each of a batch. Either may be learned, but not both."""
+    operands = product.all_input_nodes
+    return all(value(x).dim() > 2 for x in operands) and any(map(is_activation, operands))
 
 
 def _batched(node: fx.Node) -> bool:

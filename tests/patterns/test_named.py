@@ -19,7 +19,15 @@ class Model(nn.Module):
     def __init__(self, run: Any) -> None:
         super().__init__()
         self.run = run
-        shapes = {"kernel": (4, 1, 3, 3), "heads": (4, 4), "a": (8, 8), "b": (8, 8), "one": (1, 8), "both": (8, 16)}
+        shapes = {
+            "kernel": (4, 1, 3, 3),
+            "heads": (4, 4),
+            "a": (8, 8),
+            "b": (8, 8),
+            "one": (1, 8),
+            "both": (8, 16),
+            "token": (1, 4, 1, 8),
+        }
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(numbers(*shape)))
 
@@ -83,7 +91,21 @@ def _gaussian(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (-(q[:, :, :, None] - k[:, :, None]).pow(2).sum(-1) / 2).softmax(-1) @ v
 
 
+def _learned_query(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """CaiT's class attention: the query is a parameter, and heads are mixed before and after."""
+    mixed = torch.einsum("bhij,hg->bgij", scores(m.token.expand(2, -1, -1, -1), k), m.heads).softmax(-1)
+    return torch.einsum("bhij,hg->bgij", mixed, m.heads) @ v
+
+
+def _mixed_and_normed(m: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """DeepViT: the weights of all heads mixed, then a norm over the heads."""
+    mixed = torch.einsum("bhij,hg->bgij", scores(q, k).softmax(-1), m.heads)
+    return F.layer_norm(mixed.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2) @ v
+
+
 NAMED = (
+    ("heads_of_a_learned_query", _learned_query, "talking heads: a linear map mixes the scores"),
+    ("heads_mixed_and_normed", _mixed_and_normed, "talking heads: a linear map mixes the weights"),
     ("convolved_scores", lambda m, q, k, v: _conv(m, scores(q, k)).softmax(-1) @ v, "multi-token attention: a convolution mixes the scores"),
     ("convolved_weights", lambda m, q, k, v: _conv(m, scores(q, k).softmax(-1)) @ v, "multi-token attention: a convolution mixes the weights"),
     ("heads_by_linear", lambda m, q, k, v: F.linear(scores(q, k).permute(0, 2, 3, 1), m.heads).permute(0, 3, 1, 2).softmax(-1) @ v, "talking heads: a linear map mixes the scores"),

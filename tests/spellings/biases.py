@@ -60,6 +60,15 @@ def _swin(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
     return attend(q @ k.mT + bias.unsqueeze(0), v)
 
 
+def _product_index(q: Tensor, k: Tensor, v: Tensor, table: Tensor, first: int = 0) -> Tensor:
+    """RegionViT: the table's index is a sum of products of integers; a region token before has no bias."""
+    places = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
+    gap = places[:, :, None] - places[:, None, :] + 1
+    index = (gap * torch.tensor([1, 3])[:, None, None]).sum(dim=0)
+    bias = F.embedding(index, table).permute(2, 0, 1)[None]
+    return attend(torch.einsum("bhid,bhjd->bhij", q, k) + F.pad(bias, (first, 0, first, 0)), v)
+
+
 def _swin_shifted(q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor) -> Tensor:
     """A mask for each of three windows, the batch folded around them."""
     bias = table[_swin_index().view(-1)].view(4, 4, -1).permute(2, 0, 1).contiguous()
@@ -152,6 +161,8 @@ ROWS = (
     Spelling("alibi_symmetric", _alibi_symmetric, f"{PLAIN} - abs(k - q)*bias[h]", extra=(SLOPES,)),
     Spelling("t5", _t5, f"{PLAIN} + bias[h, k - q + 6]", extra=(ramp(16, 4),), kernel="auto"),
     Spelling("swin", _swin, f"{PLAIN} + bias[h, q, k]", WINDOW, extra=(ramp(9, 4),), kernel="auto"),
+    Spelling("index_by_products", _product_index, f"{PLAIN} + bias[h, mask[q, k]]", WINDOW, extra=(ramp(9, 4),)),
+    Spelling("index_by_products_padded", lambda q, k, v, t: _product_index(q, k, v, t, 1), f"{PLAIN} + where(1 <= k and 1 <= q and k <= 4 and q <= 4, bias[h, mask[q - 1, k - 1]], 0)", ((2, 4, 5, 8),) * 3, extra=(ramp(9, 4),), kernel="auto"),
     Spelling("swin_shifted", _swin_shifted, f"{PLAIN} + bias2[h, q, k] + bias[b % 3, q, k]", WINDOW, extra=(ramp(9, 4), ramp(3, 4, 4).sign().clamp(max=0) * 100)),
     Spelling("levit", _levit, f"{PLAIN}/2 + bias[h, abs(k - q)]", extra=(ramp(4, 9),)),
     Spelling("graphormer", _indexed_by_data, f"{PLAIN} + bias[b, h, q, k]", extra=(ramp(12, 4), (torch.arange(2 * Q * K) * 7 % 12).view(2, Q, K))),

@@ -48,6 +48,12 @@ def _table(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + bias[b, h, i, j], block_mask=CAUSAL)
 
 
+def _made_within(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The block mask is made with the model, by functions under `vmap` that write in place."""
+    block = create_block_mask(and_masks(_causal, _near), None, None, Q, K, device="cpu")
+    return flex_attention(q, k, v, block_mask=block)
+
+
 def _row(name: str, run: Callable[..., Tensor], spec: str, **more: Any) -> Spelling:
     """`flex_attention` has no gradient on a CPU."""
     return Spelling(name, run, spec, gradients=False, **more)
@@ -60,5 +66,6 @@ ROWS = (
     _row("flex_where", _branch, f"{ROOT}; keep k <= q and q <= k + 2 (empty row: zero)"),
     _row("flex_empty_rows", lambda q, k, v: flex_attention(q, k, v, block_mask=EMPTY), f"{ROOT}; keep -b == 0 and k <= 3 (empty row: zero)"),
     _row("flex_grouped", lambda q, k, v: flex_attention(q, k, v, block_mask=CAUSAL, enable_gqa=True), "4/2 heads, d=8; score 0.353553*s; keep k <= q (empty row: zero)", shapes=GROUPED),
+    _row("flex_mask_within", _made_within, f"{ROOT}; keep k <= q and q <= k + 2 (empty row: zero)"),
     _row("flex_bias", _table, f"{ROOT} + bias[b, h, q, k]; keep k <= q (empty row: zero)", extra=(ramp(2, 4, Q, K),)),
 )  # fmt: skip

@@ -68,6 +68,20 @@ class Padded(nn.Module):
         return self.layer(x, others[0], tgt_mask=CAUSAL, memory_key_padding_mask=others[1], tgt_is_causal=True)
 
 
+class Stacks(nn.Module):
+    """`nn.Transformer` with masks, which it compares with the causal one to give a hint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.model = nn.Transformer(16, 2, 1, 1, 32, 0.0, batch_first=True).eval()
+
+    def forward(self, x: Tensor, y: Tensor, pad: Tensor, bias: Tensor) -> Tensor:
+        """`x, y [B, N, 16]`, padding of x `[B, N]`, and what is added to the scores of y with itself `[N, N]`."""
+        keep = {"src_key_padding_mask": pad, "memory_key_padding_mask": pad}
+        return self.model(x, y, src_mask=CAUSAL, tgt_mask=bias, **keep)
+
+
 def _functional(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
     """`F.multi_head_attention_forward` on time, batch, channels."""
     x = x.transpose(0, 1)
@@ -108,5 +122,6 @@ ROWS = (
     Spelling("encoder_layer_padding", Padded(False), ROOT + KEEP, (X,), extra=(PADDED,)),
     Spelling("decoder_layer_masks", Padded(True), (f"{ROOT}; keep k <= q (empty row: zero)", ROOT + KEEP), (X, X), extra=(PADDED,)),
     Spelling("decoder_layer", _layer(nn.TransformerDecoderLayer), (ROOT, ROOT), (X, Y)),
+    Spelling("transformer_masks", Stacks(), (f"{ROOT}; keep k <= q and not mask[b, k] (empty row: zero)", f"{ROOT} + bias[q, k]", ROOT + KEEP), (X, X), extra=(PADDED, ramp(7, 7))),
     Spelling("encoder", nn.TransformerEncoder(_layer(nn.TransformerEncoderLayer), 2, enable_nested_tensor=False).eval(), (ROOT, ROOT), (X,)),
 )  # fmt: skip

@@ -241,5 +241,6 @@ ROWS = (
     Spelling("key_factor", _weights_scaled, f"{PLAIN}; weight times bias[k]", extra=(ramp(9),)),
     Spelling("pair_factor", lambda q, k, v, m: (m * (q @ k.mT).softmax(-1)) @ v, f"{PLAIN}; weight times bias[h, q, k]", extra=(ramp(4, 7, 9),)),
     Spelling("score_factor", _times_scores, f"{PLAIN}; weight times s"),
+    Spelling("dropout_in_place", lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.3, False, inplace=True) @ v, PLAIN),
     Spelling("dropout_off", lambda q, k, v: F.dropout((q @ k.mT).softmax(-1), 0.3, False) @ v, PLAIN),
 )  # fmt: skip
