@@ -34,7 +34,8 @@ class Plan:
         block_k: keys of a tile.
         lanes: floats of a vector: 4, 8 or 16.
         rows: rows of the register tile.
-        form: `tile` packs keys and values for many queries; `stream` reads them once, in place, for few.
+        form: `tile` packs keys and values for many queries; `whole` does so for keys that are one tile; `stream` reads
+            them once, in place, for few queries.
         listed: keys of one entry of the list that says which keys a tile visits; 0 where coordinates say it.
     """
 

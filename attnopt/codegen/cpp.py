@@ -20,10 +20,11 @@ from attnopt.codegen.cpp_holes import capture_types, fill
 from attnopt.codegen.cpp_lists import list_constants, list_fields, list_reads
 from attnopt.codegen.cpp_loads import C_TYPES, k_axes
 from attnopt.codegen.cpp_prelude import prelude
-from attnopt.codegen.cpp_rows import ENDS
-from attnopt.codegen.cpp_skeleton import COMMON, TILE, TILE_BLOCKS
+from attnopt.codegen.cpp_rows import ENDS, ROW_ENDS
+from attnopt.codegen.cpp_skeleton import COMMON, SCORE_BLOCK, TILE, VALUE_BLOCK
 from attnopt.codegen.cpp_stream import STREAM, STREAM_BLOCKS, STREAM_DRIVER
 from attnopt.codegen.cpp_text import ELEMENTS, fill_holes, head_map, header, tidy
+from attnopt.codegen.cpp_whole import WHOLE, WHOLE_BLOCKS
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Softmax
 
@@ -45,7 +46,8 @@ FLAGS = (
     "-shared",
 )
 _FORMS = {
-    "tile": COMMON + TILE_BLOCKS + PACKING + ENDS + TILE + DRIVER + "@GATHER@",
+    "tile": COMMON + SCORE_BLOCK + VALUE_BLOCK + PACKING + ENDS + TILE + DRIVER + "@GATHER@",
+    "whole": COMMON + SCORE_BLOCK + WHOLE_BLOCKS + PACKING + ROW_ENDS + WHOLE + DRIVER + "@GATHER@",
     "stream": COMMON + ENDS + STREAM_BLOCKS + STREAM + STREAM_DRIVER + "@GATHER@",
 }
 # Names that C++ or the argument struct keeps for itself.
@@ -123,8 +125,7 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
     block_q = -(-plan.block_q // plan.rows) * plan.rows
     block_k = -(-plan.block_k // panel) * panel
     stream, listed = plan.form == "stream", "".join(f"\n{line}" for line in list_constants(plan))
-    tile = "kBlockQ" if stream else "kBlockQ + kRows"
-    note = "" if stream else "  // a few rows more than a block are still one tile"
+    tile = {"stream": "kBlockQ", "whole": "kRows"}.get(plan.form, "kMostQ")
     depth = -(-heads.d_qk // plan.lanes) * plan.lanes if stream else heads.d_qk
     shared = "true" if heads.k == heads.v and heads.k_map == heads.v_map else "false"
     return f"""\
@@ -132,7 +133,8 @@ def _constants(spec: AttentionSpec, layout: Layout, plan: Plan, holes: dict[str,
 typedef {ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kKeyHeads = {heads.k}, kValueHeads = {heads.v}, kD = {heads.d_qk}, kDv = {heads.d_v};
 constexpr int kRows = {plan.rows}, kPanel = {panel}, kBlockQ = {block_q}, kBlockK = {block_k};
-constexpr int kTileQ = {tile};{note}{listed}
+constexpr int kMostQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kTileQ = {tile};  // rows in the scratch memory{listed}
 constexpr int kDepth = {depth};  // row of a query in the scratch memory
 constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = {width};  // kDv in whole vectors

@@ -61,35 +61,20 @@ void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const f
   query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
-// Asks for the rows of what is computed next: small heads are over before the hardware has seen where they lead.
-template <class T> INLINE void fetch(const T* base, const int64_t* stride, int64_t rows, int width) {
-  if (stride[3] != 1) return;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + i * stride[2] + d);
-}
-INLINE void fetch_head(const Args& a, int64_t item) {
-  if (a.n_k > kBlockK || a.n_q > kTileQ || item >= a.n_b * kKeyHeads) return;
-  const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
-  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, a.n_k, kD);
-  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, a.n_k, kDv);
-  if (kHeads != kKeyHeads) return;
-  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, a.n_q, kD);
-  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, a.n_q, kDv);
-}
-
 // Many key heads: each thread packs one and serves all its queries from its own cache.
 void by_key_head(const Args& a, const Buffers& buffers, int threads) {
   const Cut cut = cut_queries(a.n_q);
+  const int64_t items = a.n_b * kKeyHeads;
 #pragma omp parallel num_threads(threads)
   {
     const int me = omp_get_thread_num();
     float *panels = buffers.keys + me * buffers.keys_size, *values = buffers.values + me * buffers.values_size;
 #pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.n_b * kKeyHeads; ++item) {
+    for (int64_t item = 0; item < items; ++item) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
       pack_values(a, b, head, values);
-      fetch_head(a, item + 1);
+@NEXT@
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)
@@ -105,6 +90,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = buffers.scratch[omp_get_thread_num()];
+@NO_NEXT@
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < a.n_b * (kKeyHeads + kValueHeads); ++item) {
       const int64_t b = item / (kKeyHeads + kValueHeads), head = item % (kKeyHeads + kValueHeads);

@@ -64,6 +64,17 @@ template <bool kRagged> INLINE VF load_f(const bfloat* p, int valid) {
 @LOAD_HALF@
 template <bool kRagged> INLINE VF load_f(const float* p, int valid) {
   if constexpr (!kRagged) return load(p);
+#ifdef __AVX__
+  if constexpr (kLanes == 8) {  // what is masked is not read
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef int Mask __attribute__((vector_size(32)));
+    const VI inside = kIota < valid;
+    const auto read = __builtin_ia32_maskloadps256(reinterpret_cast<const Eight*>(p), (Mask)inside);
+    VF x;
+    memcpy(&x, &read, sizeof x);
+    return x;
+  }
+#endif
   VF x{};
   for (int lane = 0; lane < valid; ++lane) x[lane] = p[lane];
   return x;

@@ -12,6 +12,7 @@ from attnopt.codegen.cpp_gather import ROW_SCRATCH, VISIT_TILES, row_holes
 from attnopt.codegen.cpp_lists import visit_holes
 from attnopt.codegen.cpp_loads import C_TYPES, CppLoader
 from attnopt.codegen.cpp_normalizer import indent, normalizer_holes
+from attnopt.codegen.cpp_whole import NEXT
 from attnopt.codegen.printer import Printer, Value
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
@@ -131,6 +132,10 @@ def _dispatch(plan: Plan) -> dict[str, str]:
             "BLOCK_OF": "r",
             "COPIES": _COPIES,
         }
+    if plan.form == "whole":
+        blocks = _row_of("row_block<{n}>", list(range(1, plan.rows + 1)))
+        table = _table(f"kRowBlock[{plan.rows + 1}]", "RowBlock", [blocks])
+        return {"WHOLE_DISPATCH": table, **NEXT}
     sizes = sorted({plan.rows, *[n for n in (4, 2, 1) if n < plan.rows]})
     tables = [
         _table(f"k{kind}[2][{plan.rows + 1}]", f"{kind}Block",
@@ -138,7 +143,7 @@ def _dispatch(plan: Plan) -> dict[str, str]:
         for kind in ("Score", "Value")
     ]  # fmt: skip
     return {"TILE_DISPATCH": "\n".join(tables), "BLOCK_OF": "r / kRows", "COPIES": "",
-            "ONES": ", ".join(["1.0f"] * plan.rows)}  # fmt: skip
+            "ONES": ", ".join(["1.0f"] * plan.rows), "NEXT": "", "NO_NEXT": ""}  # fmt: skip
 
 
 def _row_of(call: str, sizes: list[int]) -> str:

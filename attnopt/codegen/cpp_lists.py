@@ -22,7 +22,7 @@ _RANGED = {
   for (int64_t k0 = maximum(lo, all.lo / kLanes * kLanes); k0 < hi; k0 += kBlockK)
     key_block(a, tile, ranges, k0, int(minimum(hi - k0, int64_t(kBlockK))), t);""",
     "CUT": """\
-  const int64_t count = n_q <= kTileQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
+  const int64_t count = n_q <= kMostQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
   const int64_t height = (n_q + count - 1) / (count > 0 ? count : 1);
   return {count, (height + kRows - 1) / kRows * kRows};""",
     "VISITED": "a.n_k",

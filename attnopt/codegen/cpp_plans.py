@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import sympy as sp
+
 from attnopt.codegen.base import Plan
 from attnopt.spec import AttentionSpec
 
@@ -49,8 +51,21 @@ def _long(spec: AttentionSpec, sizes: Sizes) -> bool:
     return sizes.n_q >= 384 and sizes.n_k >= 1024
 
 
+def _fits(spec: AttentionSpec, sizes: Sizes) -> bool:
+    """All keys are one tile, and all rows are computed."""
+    return sizes.n_k <= 128 and spec.rows == sp.true
+
+
+def _small(spec: AttentionSpec, sizes: Sizes) -> bool:
+    """So few keys that scores should lie closer together."""
+    return sizes.n_k <= 64 and _fits(spec, sizes)
+
+
 PLANS: tuple[Row, ...] = (
     Row("stream", _streams, lambda lanes: Plan(16, 32, lanes, min(lanes, 8), "stream")),
+    # A block of every height is generated: six rows by two vectors are enough sums for any processor.
+    Row("whole", _small, lambda lanes: Plan(48, 64, lanes, min(_rows(lanes), 6), "whole")),
+    Row("whole, more keys", _fits, lambda lanes: Plan(48, 128, lanes, min(_rows(lanes), 6), "whole")),
     Row("long", _long, lambda lanes: Plan(96, 256, lanes, _rows(lanes))),
     Row("tile", lambda spec, sizes: True, lambda lanes: Plan(48, 128, lanes, _rows(lanes))),
 )
@@ -64,7 +79,7 @@ def listed(plan: Plan, block: int = 64) -> Plan:
     if plan.form == "stream":
         return replace(plan, listed=max(plan.block_k, block))
     width = 128 if block >= 128 else 64
-    return replace(plan, block_q=64, block_k=width, listed=width)
+    return replace(plan, block_q=64, block_k=width, listed=width, form="tile")
 
 
 def backward_plan(lanes: int) -> Plan:

@@ -171,18 +171,18 @@ INLINE float max_lanes(VF x) {
   for (int lane = 1; lane < kLanes; ++lane) top = x[lane] > top ? x[lane] : top;
   return top;
 }
-INLINE float sum_lanes(VF x) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) x[lane] += x[lane + width];
-  return x[0];
-}
 
-// The transposition of a square of kLanes vectors.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, VI{__VA_ARGS__})
 #endif
+// The sum of all lanes: of halves, then of halves of those.
+INLINE float sum_lanes(VF x) {
+@SUM@
+  return x[0];
+}
+// The transposition of a square of kLanes vectors.
 INLINE void transpose(VF* x) {
   for (int stage = 1; stage < kLanes; stage *= 2) {
     VF y[kLanes];
@@ -200,9 +200,11 @@ def prelude(lanes: int, half: bool) -> str:
     """The text for vectors of `lanes` floats; `half` where any tensor is float16."""
     low = [n for i in range(lanes // 2) for n in (i, i + lanes)]
     high = [n + lanes // 2 for n in low]
+    halves = [lanes >> i for i in range(1, lanes.bit_length())]
     parts = {
         "LANES": str(lanes),
         "IOTA": ", ".join(map(str, range(lanes))),
+        "SUM": "\n".join(f"  x += SHUFFLE(x, x, {', '.join(str(i ^ w) for i in range(lanes))});" for w in halves),
         "LOW": ", ".join(map(str, low)),
         "HIGH": ", ".join(map(str, high)),
         "HALF": half_type(half),

@@ -80,7 +80,7 @@ void row_pass(const Args& a, int64_t b, int64_t h, int64_t q, int64_t k0, int be
 }
 """
 
-ENDS = r"""
+STARTS = r"""
 // The mean of all values of a query head's value head.
 void average(const Args& a, int64_t b, int64_t h, float* mean) {
   const Element* values = a.v + b * a.v_stride[0] + value_head(h) * a.v_stride[1];
@@ -98,7 +98,11 @@ INLINE void start_row(const Args& a, int64_t b, int64_t h, int r, Scratch& t) {
   t.scale[r] = 1.0f;
 @START@
 }
+"""
 
+ENDS = (
+    STARTS
+    + r"""
 // The result of a row after all keys.
 void finish_row(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& t) {
   const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
@@ -110,3 +114,28 @@ void finish_row(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& 
   write_row(t.out + r * kWidth, kDv, inverse@GATE_FACTOR@, out, a.out_stride[3]);
 }
 """
+)
+
+# The same where the products are multiplied by a row's factor as they are written.
+ROW_ENDS = (
+    STARTS
+    + r"""
+// What the sums of a row have to be multiplied by; no finite number where it may be empty.
+INLINE float row_factor(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& t) {
+  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+@FINISH@
+@GATE@
+@LSE@
+  return inverse@GATE_FACTOR@;
+}
+
+// The result of a row that has no key.
+void fill_empty(const Args& a, int64_t b, int64_t h, int64_t q, int r, Scratch& t) {
+  const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
+@FINISH@
+@GATE@
+  Element* out = a.out + b * a.out_stride[0] + h * a.out_stride[1] + q * a.out_stride[2];
+@EMPTY@
+}
+"""
+)

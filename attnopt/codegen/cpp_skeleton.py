@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TILE_BLOCKS = r"""
+SCORE_BLOCK = r"""
 // Products are summed in runs from zero: rounding then grows with a run's length, not with all of the sum's.
 constexpr int kRun = 128;
 
@@ -31,7 +31,9 @@ template <int R, int NV> void score_block(const float* q, const float* panel, fl
       }
   }
 }
+"""
 
+VALUE_BLOCK = r"""
 // out[r][..] = out[r][..] * scale[r] + sum over keys of p[r][key] * v[key][0 .. NV * kLanes).
 // At most kRun keys.
 template <int R, int NV> void value_block(const float* p, const float* v, int keys, const float* scale, float* out) {
@@ -65,7 +67,9 @@ ROW_IO = r"""
 // A row of elements as floats times a factor, and back.
 INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
   int d = 0;
-  for (; stride == 1 && d + kLanes <= count; d += kLanes) store(to + d, load_f<false>(p + d, kLanes) * factor);
+  if (stride == 1)
+#pragma GCC unroll 4
+    for (; d + kLanes <= count; d += kLanes) store(to + d, load_f<false>(p + d, kLanes) * factor);
   for (; d < count; ++d) to[d] = read_f(p[d * stride]) * factor;
 }
 INLINE void write_row(const float* from, int count, float factor, Element* p, int64_t stride) {

@@ -197,10 +197,14 @@ void visit(const Args& a, const Tile& tile, int64_t lo, int64_t hi, bool alone, 
     read_row(q, a.q_stride[3], kD, kScale, t.q + r * kDepth);
     for (int d = kD; d < kDepth; ++d) t.q[r * kDepth + d] = 0.0f;
   }
-  for (int r = tile.count; r < kTileQ; ++r) memset(t.q + r * kDepth, 0, sizeof(float) * kDepth);
-  memset(t.out, 0, sizeof t.out);
-  for (int r = 0; r < kStats; ++r) start_row(a, tile.b, tile.h[r < tile.count ? r : 0], r, t);
-  for (int r = 0; !alone && r < kStats; ++r) start_part(r, t);
+  int padded = 1;  // the rows of the block that holds them
+  while (padded < tile.count) padded *= 2;
+  padded = padded < kTileQ ? padded : kTileQ;
+  memset(t.q + tile.count * kDepth, 0, sizeof(float) * (padded - tile.count) * kDepth);
+  memset(t.out, 0, sizeof(float) * padded * kWidth);
+  const int whole = (tile.count + kLanes - 1) / kLanes * kLanes;
+  for (int r = 0; r < whole; ++r) start_row(a, tile.b, tile.h[r < tile.count ? r : 0], r, t);
+  for (int r = 0; !alone && r < whole; ++r) start_part(r, t);
   KeyRange ranges[kTileQ], all{INT64_MAX, 0, 0, 0};
   for (int r = 0; r < tile.count; r += kRows) {
     const KeyRange range = joint_range(a, tile, r, r + kRows < tile.count ? r + kRows : tile.count);

@@ -112,6 +112,17 @@ template <bool kRagged> INLINE VF load_f(const bfloat* p, int valid) {
 
 template <bool kRagged> INLINE VF load_f(const float* p, int valid) {
   if constexpr (!kRagged) return load(p);
+#ifdef __AVX__
+  if constexpr (kLanes == 8) {  // what is masked is not read
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef int Mask __attribute__((vector_size(32)));
+    const VI inside = kIota < valid;
+    const auto read = __builtin_ia32_maskloadps256(reinterpret_cast<const Eight*>(p), (Mask)inside);
+    VF x;
+    memcpy(&x, &read, sizeof x);
+    return x;
+  }
+#endif
   VF x{};
   for (int lane = 0; lane < valid; ++lane) x[lane] = p[lane];
   return x;
@@ -245,18 +256,20 @@ INLINE float max_lanes(VF x) {
   for (int lane = 1; lane < kLanes; ++lane) top = x[lane] > top ? x[lane] : top;
   return top;
 }
-INLINE float sum_lanes(VF x) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) x[lane] += x[lane + width];
-  return x[0];
-}
 
-// The transposition of a square of kLanes vectors.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, VI{__VA_ARGS__})
 #endif
+// The sum of all lanes: of halves, then of halves of those.
+INLINE float sum_lanes(VF x) {
+  x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  x += SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x[0];
+}
+// The transposition of a square of kLanes vectors.
 INLINE void transpose(VF* x) {
   for (int stage = 1; stage < kLanes; stage *= 2) {
     VF y[kLanes];

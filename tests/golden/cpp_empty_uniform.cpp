@@ -112,6 +112,17 @@ template <bool kRagged> INLINE VF load_f(const bfloat* p, int valid) {
 
 template <bool kRagged> INLINE VF load_f(const float* p, int valid) {
   if constexpr (!kRagged) return load(p);
+#ifdef __AVX__
+  if constexpr (kLanes == 8) {  // what is masked is not read
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef int Mask __attribute__((vector_size(32)));
+    const VI inside = kIota < valid;
+    const auto read = __builtin_ia32_maskloadps256(reinterpret_cast<const Eight*>(p), (Mask)inside);
+    VF x;
+    memcpy(&x, &read, sizeof x);
+    return x;
+  }
+#endif
   VF x{};
   for (int lane = 0; lane < valid; ++lane) x[lane] = p[lane];
   return x;
@@ -245,18 +256,20 @@ INLINE float max_lanes(VF x) {
   for (int lane = 1; lane < kLanes; ++lane) top = x[lane] > top ? x[lane] : top;
   return top;
 }
-INLINE float sum_lanes(VF x) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) x[lane] += x[lane + width];
-  return x[0];
-}
 
-// The transposition of a square of kLanes vectors.
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, VI{__VA_ARGS__})
 #endif
+// The sum of all lanes: of halves, then of halves of those.
+INLINE float sum_lanes(VF x) {
+  x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  x += SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x[0];
+}
+// The transposition of a square of kLanes vectors.
 INLINE void transpose(VF* x) {
   for (int stage = 1; stage < kLanes; stage *= 2) {
     VF y[kLanes];
@@ -272,7 +285,8 @@ INLINE void transpose(VF* x) {
 typedef float Element;  // of q, k, v and out
 constexpr int kHeads = 4, kKeyHeads = 4, kValueHeads = 4, kD = 32, kDv = 32;
 constexpr int kRows = 6, kPanel = 16, kBlockQ = 48, kBlockK = 128;
-constexpr int kTileQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kMostQ = kBlockQ + kRows;  // a few rows more than a block are still one tile
+constexpr int kTileQ = kMostQ;  // rows in the scratch memory
 constexpr int kDepth = 32;  // row of a query in the scratch memory
 constexpr int kStats = (kTileQ + kLanes - 1) / kLanes * kLanes;  // rows in whole vectors
 constexpr int kWidth = 32;  // kDv in whole vectors
@@ -298,7 +312,9 @@ struct Args {
 // A row of elements as floats times a factor, and back.
 INLINE void read_row(const Element* p, int64_t stride, int count, float factor, float* to) {
   int d = 0;
-  for (; stride == 1 && d + kLanes <= count; d += kLanes) store(to + d, load_f<false>(p + d, kLanes) * factor);
+  if (stride == 1)
+#pragma GCC unroll 4
+    for (; d + kLanes <= count; d += kLanes) store(to + d, load_f<false>(p + d, kLanes) * factor);
   for (; d < count; ++d) to[d] = read_f(p[d * stride]) * factor;
 }
 INLINE void write_row(const float* from, int count, float factor, Element* p, int64_t stride) {
@@ -594,7 +610,7 @@ void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const
 // Queries are cut into tiles of equal height, so that none is left over with a few rows.
 struct Cut { int64_t count, height; };
 INLINE Cut cut_queries(int64_t n_q) {
-  const int64_t count = n_q <= kTileQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
+  const int64_t count = n_q <= kMostQ ? 1 : (n_q + kBlockQ - 1) / kBlockQ;
   const int64_t height = (n_q + count - 1) / (count > 0 ? count : 1);
   return {count, (height + kRows - 1) / kRows * kRows};
 }
@@ -612,35 +628,20 @@ void tile_of(const Args& a, int64_t b, int64_t h, int64_t tile, Cut cut, const f
   query_tile(a, b, h, q0, rows, panels, values, scratch);
 }
 
-// Asks for the rows of what is computed next: small heads are over before the hardware has seen where they lead.
-template <class T> INLINE void fetch(const T* base, const int64_t* stride, int64_t rows, int width) {
-  if (stride[3] != 1) return;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + i * stride[2] + d);
-}
-INLINE void fetch_head(const Args& a, int64_t item) {
-  if (a.n_k > kBlockK || a.n_q > kTileQ || item >= a.n_b * kKeyHeads) return;
-  const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
-  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, a.n_k, kD);
-  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, a.n_k, kDv);
-  if (kHeads != kKeyHeads) return;
-  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, a.n_q, kD);
-  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, a.n_q, kDv);
-}
-
 // Many key heads: each thread packs one and serves all its queries from its own cache.
 void by_key_head(const Args& a, const Buffers& buffers, int threads) {
   const Cut cut = cut_queries(a.n_q);
+  const int64_t items = a.n_b * kKeyHeads;
 #pragma omp parallel num_threads(threads)
   {
     const int me = omp_get_thread_num();
     float *panels = buffers.keys + me * buffers.keys_size, *values = buffers.values + me * buffers.values_size;
 #pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.n_b * kKeyHeads; ++item) {
+    for (int64_t item = 0; item < items; ++item) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
       pack_values(a, b, head, values);
-      fetch_head(a, item + 1);
+
       for (int64_t h = 0; h < kHeads; ++h) {
         if (key_head(h) != head) continue;
         for (int64_t tile = 0; tile < cut.count; ++tile)
@@ -656,6 +657,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Scratch& scratch = buffers.scratch[omp_get_thread_num()];
+
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < a.n_b * (kKeyHeads + kValueHeads); ++item) {
       const int64_t b = item / (kKeyHeads + kValueHeads), head = item % (kKeyHeads + kValueHeads);
