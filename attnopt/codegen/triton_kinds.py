@@ -10,12 +10,22 @@ from attnopt.codegen.triton import TritonKernel, supports_backward
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
 from attnopt.codegen.triton_plans import PLANS as SOFTMAX_PLANS
 from attnopt.codegen.triton_plans import Chip, TritonPlan
+from attnopt.codegen.triton_select import emit_select, select_plans, supported_select
 from attnopt.spec import AttentionSpec
 
-EMIT: dict[str, Callable[[AttentionSpec, Layout, TritonPlan], TritonKernel]] = {**triton.EMIT, "linear": emit_linear}
-PLANS: dict[str, Callable[[Chip, str, int, int], tuple[TritonPlan, ...]]] = {**SOFTMAX_PLANS, "linear": linear_plans}
+EMIT: dict[str, Callable[[AttentionSpec, Layout, TritonPlan], TritonKernel]] = {
+    **triton.EMIT,
+    "linear": emit_linear,
+    "select": emit_select,
+}
+PLANS: dict[str, Callable[[Chip, str, int, int], tuple[TritonPlan, ...]]] = {
+    **SOFTMAX_PLANS,
+    "linear": linear_plans,
+    "select": select_plans,
+}
 # Kinds that not every spec with a forward kernel has.
 MISSING: dict[str, Callable[[AttentionSpec, Layout], str | None]] = {
     "backward": supports_backward,
     "linear": supported_linear,
+    "select": supported_select,
 }

@@ -99,14 +99,22 @@ def _forced(select: Select, sizes: dict[sp.Symbol, int], named: dict[str, Tensor
     if select.first:
         forced |= allowed.cumsum(-1) <= select.first
     if select.own is not None:
-        own = values(select.own, sizes, named, allowed.device)[..., 0] // select.block
-        tiles, rows = allowed.shape[2], sizes[ex.n_q]
-        own = own.expand(*own.shape[:2], rows)
-        last = own[..., -1:].expand(*own.shape[:2], tiles * select.tile - rows)
-        low, high = torch.cat([own, last], -1).unflatten(-1, (tiles, select.tile)).aminmax(dim=-1)
+        low, high = _own(select, select.own, sizes, named, allowed.device)
         places = torch.arange(allowed.shape[3], device=allowed.device)
         forced = forced | (places >= low[..., None]) & (places <= high[..., None])
     return forced & allowed
+
+
+def _own(
+    select: Select, place: sp.Expr, sizes: dict[sp.Symbol, int], named: dict[str, Tensor], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The first and the last block that holds a tile's own positions, `[B or 1, H or 1, tiles]` each."""
+    own = values(place, sizes, named, device)[..., 0] // select.block
+    tiles, rows = -(-sizes[ex.n_q] // select.tile), sizes[ex.n_q]
+    own = own.expand(*own.shape[:2], rows)
+    last = own[..., -1:].expand(*own.shape[:2], tiles * select.tile - rows)
+    low, high = torch.cat([own, last], -1).unflatten(-1, (tiles, select.tile)).aminmax(dim=-1)
+    return low, high
 
 
 def _topk(scores: Tensor, allowed: Tensor, forced: Tensor, amount: Tensor, count: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from attnopt.options import Options
 from attnopt.runtime import lists, triton_launch
 from attnopt.runtime.build import build
 from attnopt.runtime.capturing import recorded
-from attnopt.runtime.chosen import chosen
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.linear_native import candidates
@@ -31,6 +30,7 @@ from attnopt.runtime.reference import reference
 from attnopt.runtime.sdpa import sdpa_scale
 from attnopt.runtime.site import Reference as _Reference
 from attnopt.runtime.site import Site as _Site
+from attnopt.runtime.triton_select import choice
 from attnopt.spec import AttentionSpec
 
 _SHAPES_KEPT = 4096
@@ -94,7 +94,7 @@ class Dispatcher:
             if len(site.shapes) >= _SHAPES_KEPT:
                 site.shapes.clear()
             site.shapes[shape] = None
-        made = chosen(site.spec, q, k, captures, scalars)
+        made = choice(site.spec, q, k, captures, scalars, self.options, self.warn)
         result = self.run(q, k, v, [*captures, made], scalars, site.lowered.text)
         run = self.sites[site.lowered.text]
         site.used, site.reason = run.used, run.reason

@@ -67,6 +67,13 @@ class Lists:
             self.known[key] = make()
         return self.known[key]
 
+    def rest(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Tensor:
+        """The classes of what is not constant on blocks, int8 `[B or 1, H or 1, tiles, blocks]`."""
+        sizes = sizes_of(self.spec, q, k, scalars)
+        named = {c.name: t for c, t in zip(self.spec.captures, captures, strict=True)}
+        make = lambda: self._rest(sizes, named, q.device)  # noqa: E731
+        return self._once("classes", sizes, q.device, make) if self.static else make()
+
     def classes(self, sizes: Sizes, named: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """int8 `[B or 1, H or 1, tiles, blocks]` of `EMPTY`, `PARTIAL`, `FULL`."""
         make = lambda: self._rest(sizes, named, device)  # noqa: E731

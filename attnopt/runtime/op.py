@@ -13,12 +13,12 @@ from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
 from attnopt.runtime import cpp_gradient, dispatch, triton_gradient, triton_launch, triton_linear_gradient
-from attnopt.runtime.chosen import chosen
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.reference import reference
 from attnopt.runtime.seed import seeded
 from attnopt.runtime.shortcut import register_shortcut
+from attnopt.runtime.triton_select import choice
 from attnopt.spec import AttentionSpec
 
 _LIBRARY = torch.library.Library("attnopt", "DEF")
@@ -106,14 +106,13 @@ def _run_backward(
 ) -> list[Tensor]:
     """`out` and `lse`: what the forward gave, where it was kept for this."""
     captures, scalars = seeded(captures, scalars, lambda: _parsed(spec))
-    site = _parsed(spec)
+    site, active = _parsed(spec), dispatch.current()
     if site.select is not None:
-        captures = [*captures, chosen(site, q, k, captures, scalars)]
+        captures = [*captures, choice(site, q, k, captures, scalars, active.options, active.warn)]
         needs, site = [*needs[: 2 + len(captures)], False], lowered(site)
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
     given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
-    active = dispatch.current()
     if (
         grad_lse is None
         and triton_launch.runs_on(q.device, active.options)

@@ -25,6 +25,7 @@ from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.capturing import capturing, refuse
 from attnopt.runtime.triton_binaries import Binary, read
 from attnopt.runtime.triton_call import launch, tuned
+from attnopt.runtime.triton_lists import Visits
 from attnopt.runtime.triton_load import load
 from attnopt.runtime.triton_tune import Tuner
 from attnopt.spec import AttentionSpec
@@ -215,6 +216,7 @@ class Listed:
         self.spec, self.kernels = spec, list(kernels)
         self.known: dict[tuple[int, ...], bool] = {}
         self.lists: dict[tuple[int, int], lists.Lists] = {}
+        self.visits: dict[tuple[int, int], Visits] = {}
 
     def pays(self, q: Tensor, k: Tensor, scalars: Sequence[int]) -> bool:
         """Whether these sizes are better served by a list."""
@@ -233,9 +235,15 @@ class Listed:
     def __call__(self, plan: TritonPlan, arguments: Sequence[Any]) -> Tensor:
         """The list for the tiles of a plan, with a row for every batch entry and head."""
         q, k, _, *rest = arguments
-        count = len(self.spec.captures)
-        found = self._lists((plan.block_m, plan.block_n))(q, k, rest[:count], rest[count:])
-        return found.expand(q.shape[0], q.shape[1], -1, -1)
+        count, block = len(self.spec.captures), (plan.block_m, plan.block_n)
+        given, made = (q, k, rest[:count], rest[count:]), self._lists(block)
+        if q.is_cuda or interpreted():
+            if block not in self.visits:
+                self.visits[block] = Visits(self.spec, made)
+            written = self.visits[block](*given)
+            if written is not None:
+                return written
+        return made(*given).expand(q.shape[0], q.shape[1], -1, -1)
 
     def _lists(self, block: tuple[int, int]) -> lists.Lists:
         if block not in self.lists:
