@@ -13,7 +13,8 @@ from torch import nn
 from attnopt import dump, pipeline
 from attnopt.capture import Captured, capture, share
 from attnopt.errors import CaptureError, Decline, OptionError, UnfusedError
-from attnopt.module import Compiled, OptimizedModule, full_size
+from attnopt.fidelity import strayed
+from attnopt.module import AsItIs, Compiled, OptimizedModule, full_size
 from attnopt.nested import copied
 from attnopt.options import Options
 from attnopt.passes import approximate
@@ -169,8 +170,22 @@ class Builder:
             from attnopt.dynamo import compile_with_dynamo
 
             return compile_with_dynamo(fast, args, kwargs, settings, str(error))
+        if settings.validate and fast._decisions is None:
+            states = [held[name] for held, name in Compiled(captured, captured.gm, fast, settings.options).slots]
+            why = strayed(fast._source, captured, states, args, kwargs)
+            if why:
+                return _as_it_is(fast, captured, settings, why)
         captured = _approximated(fast, captured, args, kwargs, settings)
         return _build(fast, captured, args, kwargs, settings)
+
+
+def _as_it_is(fast: OptimizedModule, captured: Captured, settings: Settings, why: str) -> tuple[Any, Report]:
+    """The original model, and a report that declines every site for this reason."""
+    known = Known(captured.scalars, captured.tables(fast._source))
+    found = pipeline.find(captured.gm.graph, known, settings.options)
+    reason = f"{why}, so it runs as it is"
+    left = [replace(f, result=Decline(reason, f.anchor)) if isinstance(f.result, Region) else f for f in found]
+    return AsItIs(fast), _finish(fast, [f.site() for f in left], {}, settings, (f"{reason}.",))
 
 
 def captured_for(fast: OptimizedModule, args: Any, kwargs: Any, settings: Settings) -> Captured:

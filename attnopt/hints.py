@@ -74,6 +74,10 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("gave a region that does not fit", "mend the pattern that is named: see docs/adding-a-pattern.md"),
     ("could not be re", "please report it with the dump that ATTNOPT_DUMP=folder writes; the site runs as before"),
     ("rewritten sites is used up", "raise ATTNOPT_FUEL, or unset it"),
+    (
+        "while it is traced",
+        "make the model take the same way under torch.compiler.is_compiling(), or pass every mask explicitly",
+    ),
     ("validation failed", "please report it with the dump that ATTNOPT_DUMP=folder writes; the site runs as before"),
     ("although every site agrees", "please report it with the dump that ATTNOPT_DUMP=folder writes"),
 )

@@ -63,6 +63,22 @@ class Compiled:
         return pytree.tree_unflatten(list(results), self.captured.out_spec)
 
 
+class AsItIs:
+    """In the place of a graph: the original model, where no graph may take its place."""
+
+    stale = False
+
+    def __init__(self, fast: OptimizedModule) -> None:
+        self.source = fast._source
+
+    def loses_gradient(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """The model has its own gradient."""
+        return False
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.source(*args, **kwargs)
+
+
 def _version(tensor: Any) -> int:
     return -1 if tensor.is_inference() else int(tensor._version)
 

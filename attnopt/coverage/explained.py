@@ -62,6 +62,22 @@ EXPLANATIONS: tuple[Explanation, ...] = (
         "Each token is given to one group: the softmax runs over the groups, which are the queries, and its largest "
         "entry becomes one and the others zero.",
     ),
+    Explanation(
+        r"deepseek_v4", r"does not run over the keys|Sinkhorn", r"layers\.\d+(\.(attn|ffn)_hc)?$",
+        "Hyper-connections: each token makes a small matrix that mixes its own residual streams, and a few Sinkhorn "
+        "steps make it doubly stochastic. No query meets a key.",
+    ),
+    Explanation(
+        r"slanext", r"no contraction of queries and keys", r"",
+        "Additive attention of a recurrent cell: a tanh of the sum of state and features, then one learned vector, "
+        "make the scores. No query meets a key.",
+    ),
+    Explanation(
+        r"phi4_multimodal_vision", r"while it is traced", r"",
+        "With sdpa, transformers drops the mask where it looks and sees that nothing is masked, and its default is "
+        "causal then; traced, it cannot look. The graph is another model, so the model runs as it is. Eager is fused.",
+        attention=True,
+    ),
 )  # fmt: skip
 
 
