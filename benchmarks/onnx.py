@@ -112,7 +112,7 @@ def _subject() -> Group:
     from benchmarks.subject.text import stdlib
 
     text = stdlib()
-    batches = [{"input_ids": x, "use_cache": False} for x in windows(text.train, 256, 8).split(4)]
+    batches = [{"input_ids": x, "use_cache": False} for x in windows(text.train, 512, 4).split(1)]
     inputs = {"input_ids": windows(text.heldout, 512, 1), "use_cache": False}
     return Group("trained subject", load_subject(), (), inputs, REWRITES, batches)
 
