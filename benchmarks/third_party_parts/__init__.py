@@ -1,0 +1,1 @@
+"""What `benchmarks/third_party.py` is made of."""
