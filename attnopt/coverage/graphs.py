@@ -15,12 +15,15 @@ from attnopt.capture import capture, share
 from attnopt.coverage.witness import witness
 from attnopt.dynamo import retrace
 from attnopt.errors import CaptureError
+from attnopt.fidelity import strayed
 from attnopt.graph import module_path, source_line, value
 from attnopt.module import Compiled
 from attnopt.options import Options
 from attnopt.region import Region
 from attnopt.report import Site
 from attnopt.runtime import dispatch
+
+_LEFT = {"status": "declined", "form": "", "mask": "", "spec": "", "lengths": None}
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,12 @@ def treat(model: nn.Module, inputs: dict[str, Any], options: Options) -> Treated
     compiled = Compiled(captured, captured.gm, model, options)
     given = [held[name] for held, name in compiled.slots] + captured.flatten((), inputs)
     treated = Treated("export", lambda: compiled((), inputs))
+    why = strayed(model, captured, given[: len(compiled.slots)], (), inputs)
     with dispatch.use(options):
         treated.look(captured.gm, given, options, captured.scalars)
+    if why:
+        treated.run = lambda: model(**inputs)
+        treated.sites = [{**site, **_LEFT, "reason": f"{why}, so it runs as it is"} for site in treated.sites]
     return treated
 
 
