@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import _trace
 from torch.nn.modules import transformer
 
 _LOUD = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
@@ -53,6 +52,8 @@ def _masks_as_data() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What fails here is told by the error, and may still be captured otherwise: no partial graphs on the terminal."""
+    from torch.export import _trace  # loads Dynamo: a second that `import attnopt` does not cost
+
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     _trace.print = lambda *_, **__: None  # type: ignore[attr-defined]
     for name in levels:

@@ -13,7 +13,7 @@ from torch import nn
 import attnopt
 from attnopt.onnx import export
 from attnopt.rewrites import FactorBias, Linearize, MixHeads, ShareKV, Sparsify
-from tests.onnx.models import ATTENTION, HEADS, _ids, _llama_config, _model, gpt2, hf
+from tests.onnx.models import ATTENTION, GROUPED, HEADS, _ids, _llama_config, _model, gpt2, hf
 
 for needed in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(needed)
@@ -52,7 +52,7 @@ class Row:
 ROWS = (
     Row("ShareKV aligned", _llama, ShareKV(2, method="aligned"), "ort", ATTENTION),
     Row("MixHeads norm", _llama, MixHeads(1, 2, always=True), "onnx", ATTENTION),
-    Row("MixHeads linear", gpt2, MixHeads(1, 2, router="linear", always=True), "ort", HEADS),
+    Row("MixHeads linear", gpt2, MixHeads(1, 2, router="linear", always=True), "ort", GROUPED),
     Row("Sparsify window", _llama, Sparsify("window", window=8, sinks=2, always=True), "ort", HEADS),
     Row("Sparsify blocks", _llama, Sparsify("blocks", top=2, block=4, tile=4, always=True), "onnx", ATTENTION),
     Row("FactorBias", _swin, FactorBias(rank=2, when="always"), "ort", HEADS),
