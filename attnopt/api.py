@@ -77,7 +77,9 @@ def optimize(
             `FactorBias`, then `Sparsify`, `Linearize` and `MixHeads`, whatever order they are given in; several of a
             kind, and those of your own after all others, in the order given. Exact ones always run.
         tolerance: how much the approximate rewrites may change; see `attnopt.rewrites.Tolerance`.
-        calibration: inputs on which approximate rewrites are measured: a sequence of args tuples or kwargs dicts.
+        calibration: inputs on which approximate rewrites are measured: a sequence of args tuples or kwargs dicts. None
+            means the example inputs; rewrites that are fitted to data (`ShareKV` aligned, `MixHeads`, learned maps of
+            `Linearize`) ask for it.
         dynamic_shapes: as for `torch.export.export`; other sizes raise `ShapeError`.
         rest: what runs everything but attention: `eager` or `inductor`.
         validate: compare every site, and the model's output, before and after on the example inputs.

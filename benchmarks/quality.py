@@ -6,16 +6,20 @@
 Subjects: the trained language model of `benchmarks/subject` (quality is its held-out loss, nats a byte) and MiniLM with
 its real weights (quality is the mean cosine of sentence embeddings with the original's). Every rewrite gets the same
 budget of healing. Times are medians, interleaved with the original's in one process; at 8k tokens only times are
-taken. A new rewrite is one more row of `ROWS`.
+taken. A new rewrite is one more row of `ROWS`; `benchmarks.quality_bias` adds the models whose scores have a bias.
+
+Every line is written as soon as it is measured. A second run takes up what is there: it measures lines that are
+missing and those whose request, healing budget or code (the rewrite's own files) is another. `--again` measures all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
+import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +29,16 @@ from torch import nn
 from tqdm import tqdm
 
 import attnopt
-from attnopt import rewrites
+from attnopt import healing, rewrites
 from attnopt.errors import AttnoptError
 from attnopt.spec import Softmax
+from benchmarks import quality_bias, quality_text, subjects
+from benchmarks.quality_text import Figures
 from benchmarks.subjects import Subject, language_model, minilm
 
 ANY = rewrites.Tolerance(output=1e9)  # the table is to show what does not pay, too
+_LONG = 4096  # from here on a call takes seconds, and fewer are timed
+_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,41 @@ class Row:
     arguments: Mapping[str, Any]
     positional: tuple[Any, ...] = ()
     subjects: tuple[str, ...] = ("lm", "minilm")
-    steps: int = 1  # times the budget of healing
+    note: str = ""
 
     def make(self) -> Any:
         """The rewrite, or None where this version does not have it."""
         found = getattr(rewrites, self.rewrite, None) if self.rewrite in rewrites.__all__ else None
         return None if found is None else found(*self.positional, **self.arguments)
+
+    def code(self, at: Subject, steps: int) -> str:
+        """What the line is made by: the request, the budget of healing, and the text of the rewrite's own files."""
+        held = hashlib.sha256(f"{self.positional} {sorted(self.arguments.items())} {steps} {at.lengths}".encode())
+        home = inspect.getmodule(getattr(rewrites, self.rewrite, None)) or rewrites
+        own = Path(str(home.__file__))
+        files = sorted(own.parent.glob("*.py")) if own.name == "rewrite.py" else [own]
+        for path in (*files, Path(healing.__file__), Path(subjects.__file__)):
+            held.update(path.read_bytes())
+        return held.hexdigest()[:12]
+
+
+_STATE = "its cache is a state of fixed size"
+_SHORT = {"always": True, "method": "window"}
+_BLOCKS = {"always": True, "method": "blocks"}
+_HEDGEHOG = {"feature": "hedgehog", "steps": 60, "length": 8192, "progress": False}
+
+
+def _mixtures(subject: str, heads: int) -> tuple[Row, ...]:
+    """A quarter, half and three quarters of the heads on, by both routers."""
+    rows = []
+    for router in ("norm", "linear"):
+        for quarters in (1, 2, 3):
+            on = heads * quarters // 4
+            shared = max(1, on // 3)
+            given = {"shared": shared, "active": on - shared, "router": router, "always": True}
+            strength = f"{router}, {25 * quarters} % on ({shared} shared, {on - shared} routed)"
+            rows.append(Row("MixHeads", strength, given, (), (subject,)))
+    return tuple(rows)
 
 
 ROWS = (
@@ -56,42 +93,20 @@ ROWS = (
     Row("ShareKV", "2 of 8, aligned", {"method": "aligned"}, (2,), ("lm",)),
     Row("ShareKV", "6 of 12, mean", {"method": "mean"}, (6,), ("minilm",)),
     Row("ShareKV", "6 of 12, aligned", {"method": "aligned"}, (6,), ("minilm",)),
-    Row("PruneHeads", "a quarter", {"fraction": 0.25, "score": "magnitude"}),
-    Row(
-        "Linearize",
-        "hedgehog, window 128",
-        {"feature": "hedgehog", "window": 128, "steps": 60, "length": 8192},
-        (),
-        ("lm",),
-    ),
-    Row("Linearize", "hedgehog", {"feature": "hedgehog", "steps": 60, "length": 8192}, (), ("minilm",)),
-    Row("Sparsify", "window 256, 4 sinks", {"method": "window", "window": 256, "always": True}, (), ("lm",)),
-    Row("Sparsify", "4 blocks of 64", {"method": "blocks", "top": 4, "always": True}, (), ("lm",)),
-    Row("Sparsify", "blocks of mass 0.9", {"method": "blocks", "mass": 0.9, "always": True}, (), ("lm",)),
-    Row("Sparsify", "window 64", {"method": "window", "window": 64, "always": True}, (), ("minilm",)),
-    Row("MixHeads", "2 shared, 4 active", {"shared": 2, "active": 4}, (), ("lm",)),
-    Row("MixHeads", "2 shared, 4 active, linear", {"shared": 2, "active": 4, "router": "linear"}, (), ("lm",)),
-    Row("FactorBias", "0.01", {"tolerance": 0.01}, (), ()),  # neither subject has a bias to factor
+    Row("PruneHeads", "a quarter, by magnitude", {"fraction": 0.25, "score": "magnitude"}),
+    Row("PruneHeads", "a quarter, by gradient", {"fraction": 0.25, "score": "gradient"}),
+    Row("Sparsify", "window 256, 4 sinks", {**_SHORT, "window": 256}, (), ("lm",)),
+    Row("Sparsify", "4 blocks of 64", {**_BLOCKS, "top": 4}, (), ("lm",)),
+    Row("Sparsify", "blocks of mass 0.9", {**_BLOCKS, "mass": 0.9}, (), ("lm",)),
+    Row("Sparsify", "window 64", {**_SHORT, "window": 64}, (), ("minilm",)),
+    Row("Sparsify", "2 blocks of 32", {**_BLOCKS, "top": 2, "block": 32, "tile": 32}, (), ("minilm",)),
+    Row("Linearize", "elu", {"feature": "elu", "length": 8192}, (), note=_STATE),
+    Row("Linearize", "elu, window 128", {"feature": "elu", "window": 128, "length": 8192}, (), ("lm",), _STATE),
+    Row("Linearize", "hedgehog", _HEDGEHOG, (), note=_STATE),
+    Row("Linearize", "hedgehog, window 128", {**_HEDGEHOG, "window": 128}, (), ("lm",), _STATE),
+    *_mixtures("lm", 8),
+    *_mixtures("minilm", 12),
 )
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One line of the table; `quality` is nats a byte or a cosine, times in milliseconds."""
-
-    subject: str
-    rewrite: str
-    strength: str
-    sites: int
-    quality: float | None
-    healed: float | None
-    parameters: int
-    kv_bytes: int
-    ms: Mapping[str, float]
-    original_ms: Mapping[str, float]
-    note: str = ""
-
-
 SUBJECTS: dict[str, Callable[[], Subject]] = {"lm": language_model, "minilm": minilm}
 
 
@@ -111,22 +126,25 @@ def measure(row: Row, at: Subject, steps: int, repeats: int) -> Figures | str:
     if not fast.report.rewritten:
         return "; ".join(fast.report.notes[:2]) or "no site was rewritten"
     before = at.quality(fast)
+    ours, original = timings(fast, at, repeats)
+    note = row.note
     try:
-        healed = attnopt.heal(fast, at.model, at.data, steps * row.steps, lr=at.lr, loss=at.loss, progress=False)
-        after, note = at.quality(healed), ""
+        after = at.quality(attnopt.heal(fast, at.model, at.data, steps, lr=at.lr, loss=at.loss, progress=False))
     except (AttnoptError, RuntimeError) as error:
         after, note = None, f"not healed: {error}".splitlines()[0]
-    ours, original = timings(fast, at, repeats)
     return Figures(
         at.name, row.rewrite, row.strength, int(done.get("sites", 0)), before, after,
-        sum(p.numel() for p in fast.parameters()), kv_bytes(fast), ours, original, note,
+        sum(p.numel() for p in fast.parameters()), kv_bytes(fast), ours, original, note, row.code(at, steps),
     )  # fmt: skip
 
 
 def kv_bytes(fast: nn.Module) -> int:
-    """Bytes of keys and values that a token leaves in an fp32 cache; linear attention keeps a state of fixed size."""
+    """Bytes of keys and values that a token leaves in an fp32 cache.
+
+    Linear attention keeps a state of fixed size instead, and beside a window only the last keys: none a token.
+    """
     specs = [site.spec for site in fast.report.sites if site.spec is not None]
-    heads = [spec.heads for spec in specs if isinstance(spec.normalizer, Softmax)]
+    heads = [s.heads for s in specs if isinstance(s.normalizer, Softmax)]
     return sum(4 * (h.k * h.d_qk + h.v * h.d_v) for h in heads)
 
 
@@ -139,12 +157,11 @@ def timings(fast: nn.Module, at: Subject, repeats: int) -> tuple[dict[str, float
     for length in at.lengths:
         given = at.timed(length)
         seen: tuple[list[float], list[float]] = ([], [])
-        turns = repeats if length < 4096 else 1
-        for turn in range(turns):
+        for turn in range(repeats if length < _LONG else _TURNS):
             for model, times in zip((fast, plain), seen, strict=True):
                 started = time.perf_counter()
                 model(**given)
-                if turn or turns == 1:  # the first of several calls warms up
+                if turn or repeats == 1:  # the first call of a shape is checked against the reference
                     times.append(1e3 * (time.perf_counter() - started))
         ours[str(length)], original[str(length)] = (statistics.median(times) for times in seen)
     return ours, original
@@ -160,102 +177,66 @@ def baseline(at: Subject) -> nn.Module:
     return _BASELINES[at.name]
 
 
-def table(name: str, lines: Sequence[Figures], declined: Mapping[str, str]) -> str:
-    """The Markdown of one subject."""
-    lengths = list(lines[0].ms)
-    head = ["rewrite", "strength", "held-out loss" if name == "lm" else "cosine", "healed", "parameters"]
-    head += ["KV bytes a token", *(f"ms at {n} tokens (times the exact one's)" for n in lengths)]
-    rows = [head, ["---"] * len(head)]
-    for x in lines:
-        healed = "–" if x.healed is None else f"{x.healed:.4f}"
-        cells = [x.rewrite, x.strength, f"{x.quality:.4f}", healed, f"{x.parameters:,}", f"{x.kv_bytes:,}"]
-        rows.append([*cells, *(f"{x.ms[n]:.0f} ({x.ms[n] / x.original_ms[n]:.2f})" for n in lengths)])
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
-    notes = [f"{x.rewrite} ({x.strength}): {x.note}" for x in lines if x.note]
-    notes += [f"{rewrite}: left out, {why}" for rewrite, why in declined.items()]
-    return text + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
-
-
-def picture(path: Path, found: Mapping[str, Sequence[Figures]]) -> None:
-    """Quality over the KV cache, before and after healing. Needs matplotlib, of the extra `bench`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(found), figsize=(6.4 * len(found), 4.4), squeeze=False)
-    for axis, (name, (first, *lines)) in zip(axes[0], found.items(), strict=True):
-        axis.axhline(first.quality, color="0.6", linewidth=1, label="exact")
-        for i, x in enumerate(lines):
-            at, color = x.kv_bytes / 1024, f"C{i}"
-            axis.plot([at], [x.quality], "o", color=color, fillstyle="none")
-            axis.plot(
-                [at],
-                [x.quality if x.healed is None else x.healed],
-                "o",
-                color=color,
-                label=f"{x.rewrite}, {x.strength}",
-            )
-            if x.healed is not None:
-                axis.annotate("", (at, x.healed), (at, x.quality), arrowprops={"arrowstyle": "->", "color": color})
-        axis.set_xlabel("KV cache, KiB a token")
-        axis.set_ylabel("held-out loss, nats a byte" if name == "lm" else "cosine with the original's embeddings")
-        axis.set_title(f"{name}: open before healing, filled after")
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--steps", type=int, default=40, help="healing budget, updates")
     parser.add_argument("--repeats", type=int, default=4, help="timed calls at short lengths, the first left out")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
+    names = [*SUBJECTS, "bias"]
+    parser.add_argument("--subjects", nargs="*", default=names, choices=names)
     parser.add_argument("--only", default="", help="rewrites whose name holds this")
+    parser.add_argument("--again", action="store_true", help="measure lines that are there already, too")
     parser.add_argument("--no-picture", action="store_true")
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
     for name in asked.subjects:
-        at = SUBJECTS[name]()
-        rows = [r for r in ROWS if name in r.subjects and asked.only in r.rewrite]
-        ours, original = timings(baseline(at), at, asked.repeats)
-        size = sum(p.numel() for p in at.model.parameters())
-        kv, quality = kv_bytes(baseline(at)), at.quality(at.model)
-        lines, declined = [Figures(name, "none", "exact", 0, quality, None, size, kv, ours, original)], {}
-        for row in tqdm(rows, desc=name):
-            line = measure(row, at, asked.steps, asked.repeats)
-            if isinstance(line, str):
-                declined[f"{row.rewrite} ({row.strength})"] = line
-            else:
-                lines.append(line)
-            write(asked, name, at.title, lines, declined)
+        if name in SUBJECTS:
+            subject(SUBJECTS[name](), asked)
+        else:
+            lines = [asdict(quality_bias.measure(row, asked.repeats + 4)) for row in quality_bias.ROWS]
+            about = {"torch": torch.__version__, "threads": asked.threads}
+            quality_text.write(asked.out, {"bias": {"about": about, "rows": lines}})
+    quality_text.write(asked.out, {}, picture=not asked.no_picture)
     return 0
 
 
-def write(
-    asked: argparse.Namespace, name: str, title: str, lines: Sequence[Figures], declined: Mapping[str, str]
-) -> None:  # fmt: skip
-    """What was measured of one subject so far, beside what is on disk of the others."""
-    path = asked.out / "quality.json"
-    held = json.loads(path.read_text()) if path.exists() else {}
-    about = {"torch": torch.__version__, "threads": asked.threads, "steps": asked.steps, "title": title}
-    held[name] = {"about": about, "rows": [asdict(x) for x in lines], "left out": dict(declined)}
-    path.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
-    text = (
-        "# Quality of rewrites\n\n`python -m benchmarks.quality`. Times are of the forward before healing; in brackets "
-    )
-    text += "against the model with exact rewrites alone, interleaved in one process.\n"
-    found = {n: [Figures(**row) for row in x["rows"]] for n, x in sorted(held.items())}
-    for n, x in sorted(held.items()):
-        text += f"\n## {x['about']['title']}\n\n{table(n, found[n], x['left out'])}"
-        about = x["about"]
-        text += f"\nHealing: {about['steps']} updates. {about['threads']} thread(s), torch {about['torch']}.\n"
-    (asked.out / "quality.md").write_text(text)
-    if not asked.no_picture:
-        picture(asked.out / "quality.png", found)
+def subject(at: Subject, asked: argparse.Namespace) -> None:
+    """All lines of one subject, those that are there already left as they are."""
+    held = {} if asked.again else quality_text.held(asked.out).get(at.name, {})
+    there = {(x["rewrite"], x["strength"], x.get("code")): Figures(**x) for x in held.get("rows", [])}
+    left_out = held.get("left out", {})
+    rows = [r for r in ROWS if at.name in r.subjects]
+    exact = Row("none", "exact", {})
+    lines: dict[str, Figures] = {}
+    declined: dict[str, str] = {}
+    for row in tqdm((exact, *rows), desc=at.name):
+        key, name = (row.rewrite, row.strength, row.code(at, asked.steps)), f"{row.rewrite} ({row.strength})"
+        if asked.only not in row.rewrite and row is not exact:
+            older = [x for (rewrite, strength, _), x in there.items() if (rewrite, strength) == key[:2]]
+            lines |= {name: older[-1]} if older else {}
+            declined |= {name: left_out[name]} if name in left_out else {}
+        elif key in there:
+            lines[name] = there[key]
+        elif row is exact:
+            lines[name] = original(at, asked.repeats, key[2])
+        else:
+            line = measure(row, at, asked.steps, asked.repeats)
+            lines |= {name: line} if isinstance(line, Figures) else {}
+            declined |= {name: line} if isinstance(line, str) else {}
+        about = {"torch": torch.__version__, "threads": asked.threads, "steps": asked.steps, "title": at.title}
+        found = {"about": about, "rows": [asdict(x) for x in lines.values()], "left out": dict(declined)}
+        quality_text.write(asked.out, {at.name: found})
+
+
+def original(at: Subject, repeats: int, code: str = "") -> Figures:
+    """The first line: the model with exact rewrites alone, timed against itself, which shows the noise."""
+    plain = baseline(at)
+    ours, again = timings(plain, at, repeats)
+    size, quality = sum(p.numel() for p in at.model.parameters()), at.quality(at.model)
+    note = at.note + ("; " if at.note else "") + "timed against itself, which shows the noise"
+    return Figures(at.name, "none", "exact", 0, quality, None, size, kv_bytes(plain), ours, again, note, code)
 
 
 if __name__ == "__main__":

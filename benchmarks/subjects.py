@@ -36,6 +36,7 @@ class Subject:
     lengths: tuple[int, ...]
     loss: Any
     lr: float
+    note: str = ""
 
 
 def language_model(windows: int = 6) -> Subject:
@@ -65,7 +66,7 @@ def language_model(windows: int = 6) -> Subject:
         {"input_ids": free, "attention_mask": free, "use_cache": None}, [inputs(x) for x in learned[:8].split(4)],
         [inputs(x) for x in learned[8:].split(2)], quality, "lower",
         lambda n: inputs(torch.frombuffer(bytearray(text.heldout[:n]), dtype=torch.uint8)[None].long()), LENGTHS,
-        "kl", 3e-4,
+        "kl", 3e-4, "healing reads windows of 256 bytes",
     )  # fmt: skip
 
 
@@ -107,4 +108,5 @@ def minilm(words: int = 128) -> Subject:
     return Subject(
         "minilm", "MiniLM-L6 with its real weights", model, inputs(0), None, batches[:4], batches[4:], quality,
         "higher", lambda n: inputs(0), (8 * words,), cosine_distance, 1e-4,
+        f"{8 * words:,} tokens are 8 texts of {words}; the model reads at most 512, so there is no time at 8k",
     )  # fmt: skip

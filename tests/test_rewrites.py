@@ -78,7 +78,7 @@ def test_a_result_of_approximate_rewrites_is_no_start_for_others() -> None:
     module, x = _tiny()
     given = [PruneHeads(heads={0: [1]})]
     pruned = attnopt.optimize(module, (x,), rewrites=given, tolerance=ANY)
-    mixed = attnopt.optimize(module, (x,), rewrites=[MixHeads(1, 1, always=True)], tolerance=ANY)
+    mixed = attnopt.optimize(module, (x,), rewrites=[MixHeads(1, 1, always=True)], tolerance=ANY, calibration=[(x,)])
     with pytest.raises(OptionError, match=r"\(prune_heads\).*with all rewrites in one call"):
         attnopt.optimize(pruned, (x,), rewrites=given, tolerance=ANY)
     with pytest.raises(OptionError, match=r"\(mix_heads\).*with all rewrites in one call"):

@@ -17,9 +17,10 @@ from attnopt.graph import value
 from attnopt.linearize.features import MAPS, aten
 from attnopt.linearize.fit import Fit, Recipe, collect, fit_all, near_keys
 from attnopt.passes.approximate import Decision
-from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.base import APPROX, Approx, check_flag
 from attnopt.passes.stage import Sites, Stage
 from attnopt.passes.tolerance import Loss
+from attnopt.readable import show
 from attnopt.region import Operand, Region
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
 
@@ -67,6 +68,7 @@ class Linearize:
     provides: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
+        check_flag("Linearize", "progress", self.progress)
         if self.feature not in MAPS:
             raise OptionError(f"Linearize(feature={self.feature!r}) is unknown; choose one of {', '.join(MAPS)}.")
         for name, least in (("features", 1), ("window", 1), ("length", 1), ("steps", 1), ("seed", 0)):
@@ -88,8 +90,11 @@ class Linearize:
                 declines.append((key, reason))
             else:
                 sites.append((key, ()))
-        if sites and MAPS[self.feature].learned and not stage.calibration.batches:
-            raise OptionError(f"Linearize({self.feature!r}) is fitted to data: pass calibration=[(inputs,), ...].")
+        if sites and MAPS[self.feature].learned and not stage.calibration.given:
+            raise OptionError(
+                f"Linearize({self.feature!r}) is fitted to calibration inputs and saw none: pass calibration=[...] to "
+                "optimize, or take feature='elu'."
+            )
         return Decision(self.name, tuple(sites), declines=tuple(declines))
 
     def apply(self, stage: Stage, decision: Decision) -> dict[str, str]:
@@ -164,7 +169,7 @@ def linearized(spec: AttentionSpec, width: int, positive: bool, window: int | No
     if spec.normalizer.sink is not None:
         return Decline("it has a sink, whose share no feature map has")
     if not factor.is_number or not factor.is_positive:
-        return Decline(f"its score {ex.s} is changed by more than a scale: {spec.score}")
+        return Decline(f"its score {ex.s} is changed by more than a scale: {show(spec.score)}")
     if spec.weight != 1 or spec.returns:
         return Decline("its weights are used or changed after the softmax")
     divide = ex.t if positive and spec.empty_row is EmptyRow.NAN else ex.Maximum(ex.t, _LEAST)
@@ -174,7 +179,7 @@ def linearized(spec: AttentionSpec, width: int, positive: bool, window: int | No
         normalizer=Pointwise(divide),
     ).canonical()  # fmt: skip
     if linear_form(made) is None:
-        return Decline(f"its mask is neither causal nor of the keys alone: {spec.keep}")
+        return Decline(f"its mask is neither causal nor of the keys alone: {show(spec.keep)}")
     near = None if window is None else near_keys(spec.keep, window)
     if window is None:
         return made

@@ -16,7 +16,7 @@ from attnopt.mix.measure import Measured, fitted, measure
 from attnopt.mix.routers import Router
 from attnopt.mix.tokens import Tokens, tokens
 from attnopt.passes.approximate import Decision
-from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.base import APPROX, Approx, check_flag
 from attnopt.passes.stage import Sites, Stage
 from attnopt.passes.tolerance import Loss
 from attnopt.patterns import projections
@@ -61,6 +61,7 @@ class MixHeads:
     provides: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
+        check_flag("MixHeads", "always", self.always)
         if self.router not in ROUTERS:
             raise OptionError(f"MixHeads(router={self.router!r}) is unknown; choose one of {', '.join(ROUTERS)}.")
         for name, least in (("shared", 0), ("active", 1)):
@@ -79,6 +80,11 @@ class MixHeads:
                 declines.append((key, found))
             else:
                 fitting[key] = found
+        if fitting and not stage.calibration.given:
+            raise OptionError(
+                "MixHeads takes the mean of every head and what it would be missed for from calibration inputs, and "
+                "saw none: pass calibration=[...] to optimize."
+            )
         sites = []
         for key, seen in measure(stage, {key: None for key in fitting}).items():
             made = self._shared(stage, fitting[key], stage.regions[key], seen)
@@ -88,7 +94,9 @@ class MixHeads:
     def _fit(self, stage: Stage, region: Region) -> _Fit | str:
         """The projections of a site that can be mixed, or why it cannot."""
         spec, on = region.spec, self.shared + self.active
-        if region.merge or not isinstance(spec.normalizer, Softmax) or spec.select is not None:
+        if spec.select is not None:
+            return "its keys are selected already, for all heads' rows"
+        if region.merge or not isinstance(spec.normalizer, Softmax):
             return "its heads are no plain softmax attention each"
         if spec.rows != sp.true:
             return "its heads are a mixture already"

@@ -51,6 +51,8 @@ class Decision:
 
     def notes(self) -> tuple[str, ...]:
         """Sentences for the report."""
+        if not (self.sites or self.declines or self.refused):
+            return (f"{self.rewrite}: nothing was changed, because no site or head was chosen.",)
         lines = [f"{self.rewrite}: refused, because {self.refused}; the model is exact."] if self.refused else []
         lines += [f"{self.rewrite}: {site} was left as it is, because {why}." for site, why in self.declines]
         return (*lines, *(f"{self.rewrite}: {site}: {remark}." for site, remark in self.remarks))

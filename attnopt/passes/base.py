@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from attnopt.errors import AttnoptError, Decline, RewriteError
+from attnopt.errors import AttnoptError, Decline, OptionError, RewriteError
 from attnopt.region import Region
 
 
@@ -47,6 +47,12 @@ class Rule:
     requires: frozenset[str] = field(default_factory=frozenset)
     provides: frozenset[str] = field(default_factory=frozenset)
     output: bool = False
+
+
+def check_flag(rewrite: str, name: str, given: object) -> None:
+    """Raise `OptionError` unless an option is True or False."""
+    if not isinstance(given, bool):
+        raise OptionError(f"{rewrite}({name}={given!r}) must be True or False.")
 
 
 def check_order(rewrites: Sequence[Rewrite]) -> None:

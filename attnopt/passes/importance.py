@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnopt.errors import OptionError
 from attnopt.passes.tolerance import Calibration
 from attnopt.patterns.projections import Projections
 from attnopt.region import Region
@@ -34,8 +35,13 @@ def gradient(
     with torch.enable_grad():
         runs = calibration.run(gm, tensors, {name: probe(name) for name in names})
         for flat, batch in zip(runs, calibration.batches, strict=True):
-            outputs = [seen[name] for name in names]
-            grads = torch.autograd.grad(calibration.loss(flat, batch), outputs, allow_unused=True)
+            outputs, loss = [seen[name] for name in names], calibration.loss(flat, batch)
+            if not loss.requires_grad:
+                raise OptionError(
+                    "PruneHeads(score='gradient') needs a loss that has a gradient, and this one has none: keep it a "
+                    "tensor that is computed from the output, or take score='ablation'."
+                )
+            grads = torch.autograd.grad(loss, outputs, allow_unused=True)
             for (region, _), total, output, grad in zip(sites, totals, outputs, grads, strict=True):
                 if grad is not None:
                     product = (output.detach() * grad).double()

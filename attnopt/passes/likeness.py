@@ -76,6 +76,8 @@ def align(
 def _align(
     stage: Stage, region: Region, found: Projections, count: int, seen: Moments | None, movable: bool
 ) -> Alignment | Decline:
+    if seen is not None and not bool(seen.k.isfinite().all() & seen.v.isfinite().all()):
+        return Decline("its keys or values are not finite on the calibration inputs", region.anchor)
     operands = (region.query, region.key, region.value)
     ends = [(p.node, x.node) for p, x in zip((found.q, found.k, found.v), operands, strict=True)]
     *paths, last = head_paths.seen(stage.gm, stage.tensors, stage.calibration, [*ends, (region.output, found.o.input)])

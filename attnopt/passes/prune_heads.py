@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,13 +72,18 @@ class PruneHeads:
         for key, region in stage.regions.items():
             if key not in allowed:
                 continue
-            found = projections.find(region)
-            if isinstance(found, Decline):
-                declines.append((key, str(found)))
+            made = projections.find(region)
+            if isinstance(made, Decline):
+                declines.append((key, str(made)))
             elif region.spec.heads.q > 1:
-                candidates.append((key, (region, found)))
-        scores = SCORES[self.score](stage.gm, stage.tensors, [c for _, c in candidates], stage.calibration)
-        removed = _least(dict(zip((key for key, _ in candidates), scores, strict=True)), self.fraction or 0.0)
+                candidates.append((key, (region, made)))
+        if not candidates:
+            return _decision(self.name, (), declines)
+        found = SCORES[self.score](stage.gm, stage.tensors, [c for _, c in candidates], stage.calibration)
+        scores = dict(zip((key for key, _ in candidates), found, strict=True))
+        unknown = [key for key, numbers in scores.items() if not all(map(math.isfinite, numbers))]
+        declines += [(key, f"the {self.score} of its heads is no finite number") for key in unknown]
+        removed = _least({key: x for key, x in scores.items() if key not in unknown}, self.fraction or 0.0)
         return _decision(self.name, removed.items(), declines)
 
     def apply(self, stage: Stage, decision: Decision) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from attnopt import expr as ex
 from attnopt.errors import Decline, OptionError
 from attnopt.passes.approximate import Decision
-from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.base import APPROX, Approx, check_flag
 from attnopt.passes.likeness import Alignment, align, moments
 from attnopt.passes.merge_heads import Groups, Turns, share, weights
 from attnopt.passes.stage import Sites, Stage
@@ -58,6 +58,7 @@ class ShareKV:
     provides: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
+        check_flag("ShareKV", "merge", self.merge)
         if self.method not in METHODS:
             raise OptionError(f"ShareKV(method={self.method!r}) is unknown; choose one of {', '.join(METHODS)}.")
         named = isinstance(self.kv_heads, Mapping)
@@ -142,12 +143,14 @@ class ShareKV:
             counts = {stage.key(site, self.name): n for site, n in self.kv_heads.items()}
         else:
             counts = dict.fromkeys(stage.choose(self.sites, self.name), self.kv_heads)
+        uneven = {}
         for key, count in counts.items():
             have = stage.regions[key].spec.heads.k if key in stage.regions else count
             if have > count and have % count:
-                raise OptionError(
-                    f"ShareKV(kv_heads={count}): {key!r} has {have} key-value heads, which {count} does not divide."
-                )
+                uneven[key] = f"{key!r} has {have} key-value heads, which {count} does not divide"
+        # One number for all sites may fit some of them, as after heads were pruned; the others are declined.
+        if uneven and (isinstance(self.kv_heads, Mapping) or len(uneven) == len(counts)):
+            raise OptionError(f"ShareKV(kv_heads={self.kv_heads}): {'; '.join(uneven.values())}.")
         return counts
 
     def _plans(
@@ -172,6 +175,8 @@ def _fits(stage: Stage, key: str, region: Region, count: int) -> Projections | D
         return Decline("keys and values are shared by heads in different ways", region.anchor)
     if heads.k <= count:
         return Decline(f"it has {heads.k} key-value heads already", region.anchor)
+    if heads.k % count:
+        return Decline(f"it has {heads.k} key-value heads, which {count} does not divide", region.anchor)
     if region.key.node is region.value.node:
         return Decline("keys and values are cut from one tensor only inside the attention", region.key.node)
     found = projections.find(region)

@@ -6,7 +6,6 @@ and it gives a site another spec (`put`). What results is found, lowered and val
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,17 +15,17 @@ from torch import fx
 from torch._guards import detect_fake_mode
 
 from attnopt import patterns
-from attnopt.errors import Decline, OptionError
+from attnopt.errors import Decline
 from attnopt.graph import ADDED, WEIGHT, added_name, drop_dead_code, is_call, module_path, value
 from attnopt.passes.lower import Lowering
+from attnopt.passes.sites import Sites as Sites
+from attnopt.passes.sites import chosen_sites, site_key
 from attnopt.passes.tolerance import Calibration
 from attnopt.patterns import called
 from attnopt.region import Region
 from attnopt.spec import AttentionSpec
 
 Tensors = Mapping[str, torch.Tensor]
-# Which sites a rewrite is for: module paths or patterns of them, numbers in the report, or a function of path and spec.
-Sites = Sequence[str | int] | Callable[[str, AttentionSpec], bool] | None
 
 
 @dataclass(frozen=True)
@@ -87,30 +86,11 @@ class Stage:
 
     def key(self, given: str | int, rewrite: str) -> str:
         """The key of a site that the user named. Raises `OptionError` with what there is."""
-        if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(self.paths):
-            return self.paths[given]
-        if given in self.paths:
-            return str(given)
-        known = ", ".join(self.paths[:12]) + (", ..." if len(self.paths) > 12 else "")
-        raise OptionError(f"{rewrite}: there is no attention site {given!r}; the {len(self.paths)} sites are {known}.")
+        return site_key(self.paths, given, rewrite)
 
     def choose(self, sites: Sites, rewrite: str) -> list[str]:
-        """The keys of the sites that the user means, in graph order; None means all.
-
-        Raises:
-            OptionError: for a name, pattern or number that no site has.
-        """
-        if sites is None:
-            return list(self.paths)
-        if callable(sites):
-            return [key for key, region in self.regions.items() if sites(key, region.spec)]
-        if isinstance(sites, str) or not isinstance(sites, Iterable):
-            raise OptionError(f"{rewrite}: sites must be a sequence or a function, not {sites!r}: write [{sites!r}].")
-        chosen: set[str] = set()
-        for given in sites:
-            matches = fnmatch.filter(self.paths, given) if isinstance(given, str) and given not in self.paths else []
-            chosen.update(matches or [self.key(given, rewrite)])
-        return [key for key in self.paths if key in chosen]
+        """The keys of the sites that the user means, in graph order; None means all. Raises as `chosen_sites`."""
+        return chosen_sites(self.paths, {key: region.spec for key, region in self.regions.items()}, sites, rewrite)
 
     # --- parameters ------------------------------------------------------------------------------
 

@@ -137,10 +137,7 @@ class Calibration:
         """The scalar loss of one output, given for one batch."""
         output = pytree.tree_unflatten(list(flat), self.out_spec)
         if self.loss_of is not None:
-            made = self.loss_of(output, batch) if _takes_inputs(self.loss_of) else self.loss_of(output)
-            if getattr(made, "numel", lambda: 1)() != 1:
-                raise OptionError(f"loss must give one number, not a tensor {list(made.shape)}: take its mean.")
-            return made
+            return _number(self.loss_of, output, batch)
         found = getattr(output, "loss", None)
         if isinstance(found, torch.Tensor):
             return found.mean()
@@ -189,6 +186,25 @@ def next_token_loss(output: Any, inputs: Sequence[Any]) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().long())
 
 
+def _number(loss: Loss, output: Any, batch: Sequence[Any]) -> torch.Tensor:
+    """What the user's loss gives: one number, as a tensor."""
+    try:
+        made: Any = loss(output, batch) if _takes_inputs(loss) else loss(output)
+    except OptionError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"loss failed on an output of the model: {type(error).__name__}: {error}. It is called with the output or, "
+            "if it takes two arguments, with the output and the list of the inputs."
+        ) from error
+    if isinstance(made, torch.Tensor) and made.numel() == 1:
+        return made
+    if isinstance(made, (int, float)):
+        return torch.tensor(float(made))
+    what = f"a tensor {list(made.shape)}: take its mean" if isinstance(made, torch.Tensor) else repr(made)
+    raise OptionError(f"loss must give one number, not {what}.")
+
+
 def _takes_inputs(loss: Loss) -> bool:
     try:
         wanted = inspect.signature(loss).parameters.values()
@@ -214,7 +230,7 @@ def _sequence(inputs: Any) -> Sequence[Any]:
     if isinstance(inputs, (str, Mapping, torch.Tensor)) or not isinstance(inputs, Sequence) or not inputs:
         raise OptionError(
             "calibration must be a non-empty sequence of inputs, each a tuple of arguments or a mapping of keywords; "
-            f"saw {type(inputs).__name__}."
+            f"saw {'an empty list' if inputs == [] else type(inputs).__name__}."
         )
     return inputs
 

@@ -24,7 +24,7 @@ from attnopt.runtime.build import build
 from attnopt.runtime.capturing import recorded
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.inputs import check_inputs
-from attnopt.runtime.linear_native import candidates
+from attnopt.runtime.linear_native import tried
 from attnopt.runtime.native import Native, check_rows, layout_of
 from attnopt.runtime.reference import reference
 from attnopt.runtime.sdpa import sdpa_scale
@@ -60,15 +60,15 @@ class Dispatcher:
         backend = site.shapes.get(shape)
         if backend is None:
             return self._first(site, shape, q, k, v, captures, scalars)
-        if backend.name in _COMPILED:
+        try:
+            if backend.name not in _COMPILED:
+                return self._finish(site, backend(q, k, v, captures, scalars))
             if not backend.by_data or backend.leaves(q, k, captures, scalars, True) is None:
-                try:
-                    out, lse = backend(q, k, v, captures, scalars)
-                    return out, out.new_empty(0, dtype=torch.float32) if lse is None else lse
-                except CompileError as error:
-                    self.warn(f"a kernel failed ({error}); {self._instead(site)} ran instead.")
-            backend = _Reference(site.spec)
-        return self._finish(site, backend(q, k, v, captures, scalars))
+                out, lse = backend(q, k, v, captures, scalars)
+                return out, out.new_empty(0, dtype=torch.float32) if lse is None else lse
+        except CompileError as error:
+            self.warn(f"a kernel failed ({error}); {self._instead(site)} ran instead.")
+        return self._finish(site, reference(site.spec, q, k, v, captures, scalars))
 
     @staticmethod
     def _shape(
@@ -119,10 +119,10 @@ class Dispatcher:
         if 0 in (*q.shape, k.shape[2]):
             return self._finish(site, reference(site.spec, q, k, v, captures, scalars))
         with self.lock:
-            backend, result = self._linear(site, q, k, v, captures, scalars)
-            if result is not None:
-                site.shapes[shape], site.used = backend, backend.name
-                return self._finish(site, result)
+            found = tried(site, (q, k, v), captures, scalars, self.options, self.warn, self.run)
+            if found is not None:
+                site.shapes[shape], site.used = found[0], found[0].name
+                return self._finish(site, found[1])
             backend = self._backend(site, q, k, captures, scalars)
             result = self._tried(site, backend, (q, k, v), captures, scalars) if backend.name in _COMPILED else None
             if result is None and backend.name in _COMPILED:
@@ -133,24 +133,6 @@ class Dispatcher:
                 site.shapes[shape] = backend
             site.used = backend.name
         return self._finish(site, result or backend(q, k, v, captures, scalars))
-
-    def _linear(
-        self, site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
-    ) -> tuple[Any, tuple[Tensor, None] | None]:
-        """The linear form and its result, where one pays and is as right as eager PyTorch."""
-        for backend in candidates(site.spec, q, k, self.options, self.warn, self.run, site.backends):
-            try:
-                result = backend(q, k, v, captures, scalars)
-            except CompileError as error:
-                self.warn(f"a kernel failed ({error}); the next best path runs instead.")
-                continue
-            trusted = recorded(q) or not self.options.first_use_check
-            verdict = None if trusted else check_rows(site.spec, (q, k, v), captures, scalars, *result)
-            if verdict is None or verdict.ok:
-                return backend, result
-            if backend.name.startswith("triton"):
-                self.warn(f"{backend.name} disagrees with the reference ({verdict}); the next best path runs instead.")
-        return None, None
 
     def _tried(
         self,

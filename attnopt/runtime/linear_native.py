@@ -17,10 +17,13 @@ from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import linear, triton_linear
 from attnopt.runtime.build import Warn, build_kernel
+from attnopt.runtime.capturing import recorded
 from attnopt.runtime.compile import Library, vector_lanes
 from attnopt.runtime.inputs import dtype_name
 from attnopt.runtime.linear_factors import factors
 from attnopt.runtime.mixed import Parts, Run
+from attnopt.runtime.native import check_rows
+from attnopt.runtime.site import Site
 from attnopt.runtime.triton_launch import runs_on
 from attnopt.spec import AttentionSpec
 
@@ -72,7 +75,7 @@ def candidates(
     enabled = options.kernel == "auto" or gpu
     if far is None or (parts is None and (not enabled or linear.chosen(spec, q, k) is None)):
         return
-    key = "linear", q.dtype, q.device.type
+    key = _key(q)
     if key not in kept and gpu:
         kept[key] = triton_linear.build(far, form or parts.linear, q, options, warn)  # type: ignore[union-attr]
     elif key not in kept and options.kernel in ("auto", "cpp"):
@@ -84,6 +87,45 @@ def candidates(
     if native is not None:
         yield native
     yield linear.chosen(spec, q, k)
+
+
+def tried(
+    site: Site, inputs: tuple[Tensor, Tensor, Tensor], captures: Sequence[Tensor], scalars: Sequence[int],
+    options: Options, warn: Warn, run: Run,
+) -> tuple[Any, tuple[Tensor, None]] | None:  # fmt: skip
+    """The first backend of linear cost whose result here is as right as eager PyTorch, with it; None if there is none.
+
+    Sampled rows are compared with the definition in fp64, as for every other kernel. A compiled kernel that is wrong
+    or fails is switched off for the site; torch's operators take its place, and the definition takes theirs.
+    """
+    q, k, _ = inputs
+    key = _key(q)
+    for backend in candidates(site.spec, q, k, options, warn, run, site.backends):
+        compiled = not isinstance(backend, linear.Linear) and getattr(backend, "native", backend) is not None
+        try:
+            result = backend(*inputs, captures, scalars)
+            if recorded(q) or not options.first_use_check:
+                return backend, result
+            verdict = check_rows(site.spec, inputs, captures, scalars, *result)
+            if verdict.ok:
+                return backend, result
+            problem = f"disagrees with the reference ({verdict})"
+        except CompileError as error:
+            problem = f"failed ({error})"
+        what = "the kernel" if compiled else "the linear form"
+        site.reason = f"{what} {problem}"
+        if compiled:
+            site.backends[key] = None
+        warn(
+            f"{what} of {site.spec} {problem} and is {'switched off' if compiled else 'not used at these sizes'}; "
+            f"{'the same in torch operators' if compiled else 'attention at quadratic cost'} runs instead. Please "
+            "report this with the spec's text."
+        )
+    return None
+
+
+def _key(q: Tensor) -> tuple[str, torch.dtype, str]:
+    return "linear", q.dtype, q.device.type
 
 
 def build_linear(spec: AttentionSpec, form: LinearForm, q: Tensor, options: Options, warn: Warn) -> NativeLinear | None:

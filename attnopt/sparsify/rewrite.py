@@ -13,7 +13,7 @@ from attnopt import expr as ex
 from attnopt.analysis.positions import WHOLE, each_head, last_key, windowed
 from attnopt.errors import Decline, OptionError
 from attnopt.passes.approximate import Decision, Stage
-from attnopt.passes.base import APPROX, Approx
+from attnopt.passes.base import APPROX, Approx, check_flag
 from attnopt.passes.stage import Sites
 from attnopt.passes.tolerance import Loss
 from attnopt.patterns import projections
@@ -72,6 +72,9 @@ class Sparsify:
     provides: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
+        check_flag("Sparsify", "always", self.always)
+        if self.shared is not None:
+            check_flag("Sparsify", "shared", self.shared)
         if self.method not in _METHODS:
             raise OptionError(f"Sparsify(method={self.method!r}) is unknown; choose one of {', '.join(_METHODS)}.")
         for method, names in _METHODS.items():

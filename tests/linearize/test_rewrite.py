@@ -68,7 +68,7 @@ def _by_hand(layer: Layer, feature: str, x: Tensor, y: Tensor | None = None, pad
 
 def _optimize(model: nn.Module, *args: Any, tolerance: Any = ANY, **options: Any) -> Any:
     rewrite = Linearize(**{"progress": False, **options})
-    return attnopt.optimize(model, args, rewrites=[rewrite], tolerance=tolerance)
+    return attnopt.optimize(model, args, rewrites=[rewrite], tolerance=tolerance, calibration=[args])
 
 
 @pytest.mark.parametrize("feature", ["elu", "relu"])

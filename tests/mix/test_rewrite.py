@@ -66,7 +66,7 @@ def _model(kind: str = "separate") -> tuple[Layer, Tensor]:
 
 def _fast(model: nn.Module, *args: Tensor, limit: Tolerance = ANY, **options: Any) -> Any:
     rewrite = MixHeads(**{"shared": 1, "active": 2, "always": True, **options})
-    return attnopt.optimize(model, args, rewrites=[rewrite], tolerance=limit)
+    return attnopt.optimize(model, args, rewrites=[rewrite], tolerance=limit, calibration=[args])
 
 
 def _routes(fast: Any, layer: Layer, x: Tensor, router: str, active: int = 2, at: str = "root") -> Tensor:
@@ -156,7 +156,11 @@ def test_sites_of_one_model_and_other_rewrites() -> None:
     some = _fast(model, x, sites=["second"])
     assert [s.status for s in some.report.sites] == ["fused", "rewritten"]
     both = attnopt.optimize(
-        model, (x,), rewrites=[PruneHeads(heads={"first": [5]}), MixHeads(1, 2, always=True)], tolerance=ANY
+        model,
+        (x,),
+        rewrites=[PruneHeads(heads={"first": [5]}), MixHeads(1, 2, always=True)],
+        tolerance=ANY,
+        calibration=[(x,)],
     )
     assert [s.rewrites for s in both.report.sites] == [("prune_heads", "mix_heads"), ("mix_heads",)]
 

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 import attnopt
+from attnopt.errors import OptionError
 from attnopt.rewrites import PruneHeads, Tolerance
 from tests.passes.tiny import INNER, model, zeroed
 
@@ -250,3 +251,45 @@ def test_two_prunings_follow_one_another_and_both_are_in_the_report() -> None:
     assert {"prune_heads", "prune_heads #2"} <= set(fast.report.figures)
     fast.train()
     torch.testing.assert_close(fast(x), fast.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", ["gradient", "ablation", "magnitude"])
+def test_where_no_site_can_be_pruned_every_score_says_why(score: str) -> None:
+    module, x = model("separate")
+    module.q.weight = module.k.weight  # type: ignore[union-attr]
+    fast = attnopt.optimize(module, (x,), rewrites=[PruneHeads(fraction=0.5, score=score)], tolerance=1e6)
+    assert fast.report.rewritten == 0
+    assert "used in another place too" in " ".join(fast.report.notes)
+
+
+def test_importance_that_is_no_number_prunes_nothing() -> None:
+    module, x = model("separate")
+    bad = x.clone()
+    bad[0, 0] = torch.nan
+    fast = attnopt.optimize(
+        module, (x,), rewrites=[PruneHeads(fraction=0.5)], tolerance=1e6, calibration=[(bad,)]
+    )  # fmt: skip
+    assert fast.report.rewritten == 0
+    assert "gradient of its heads is no finite number" in " ".join(fast.report.notes)
+
+
+def test_a_fraction_of_no_head_is_said() -> None:
+    module, x = model("separate")
+    fast = attnopt.optimize(module, (x,), rewrites=[PruneHeads(fraction=0.01)], tolerance=1e6)
+    assert fast.report.notes == ("prune_heads: nothing was changed, because no site or head was chosen.",)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda out: 1 / 0, "loss failed on an output of the model: ZeroDivisionError"),
+        (lambda out: None, "loss must give one number, not None"),
+        (lambda out: out, "take its mean"),
+        (lambda out: out.detach().sum(), "needs a loss that has a gradient"),
+        (lambda out: 1.0, "needs a loss that has a gradient"),
+    ],
+)
+def test_losses_that_cannot_be_used_are_one_clear_error(loss: Any, said: str) -> None:
+    module, x = model("separate")
+    with pytest.raises(OptionError, match=said):
+        attnopt.optimize(module, (x,), rewrites=[PruneHeads(fraction=0.5, loss=loss)], tolerance=1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,13 +132,15 @@ def test_short_or_forced_inputs_do_not_run_it() -> None:
         assert used.sites[given.text].used == "reference"
 
 
-def test_a_wrong_result_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = spec(ex.s / 5)
     qkv, captures = inputs(given, 300, 300, torch.float32)
     right = reference(given, *qkv, captures)[0]
     monkeypatch.setattr(linear, "_state", lambda keys, values: keys.transpose(-1, -2) @ values * 1.001)
     monkeypatch.setattr("attnopt.runtime.linear_native.build_linear", lambda *given: None)
-    with dispatch.use(attnopt.Options()) as used:
+    fresh = attnopt.Options(cache_dir=str(tmp_path))
+    with dispatch.use(fresh) as used, pytest.warns(dispatch.AttnoptWarning, match="quadratic cost"):
         out, _ = attention(given, *qkv, captures)
         assert used.sites[given.text].used == "cpp"
+        assert "disagrees with the reference" in used.sites[given.text].reason
     torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-4)

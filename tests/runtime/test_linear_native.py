@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import attnopt
 from attnopt import expr as ex
 from attnopt.analysis.linear_form import linear_form
 from attnopt.analysis.mixed_form import mixed_form
+from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import dispatch, linear
 from attnopt.runtime.linear_native import NativeLinear, build_linear, candidates
@@ -140,3 +142,45 @@ def test_the_linear_part_of_a_mixed_normaliser(name: str) -> None:
     assert linear_form(form.far) == form.linear
     assert linear.chosen(given, qkv[0], qkv[1]) is None
     assert sp.true != form.far.keep
+
+
+@pytest.mark.parametrize("name", ["linear", "mixed"])
+def test_a_wrong_kernel_is_switched_off_and_torch_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = SPECS["causal"] if name == "linear" else beside.SPECS["causal"]
+    qkv, captures = (plain if name == "linear" else beside).inputs(given, 300, 300, torch.float32)
+    whole = NativeLinear.__call__
+
+    def wrong(self: NativeLinear, *args: Any, **more: Any) -> Any:
+        out, total = whole(self, *args, **more)
+        return out * 1.001, total
+
+    monkeypatch.setattr(NativeLinear, "__call__", wrong)
+    with (
+        dispatch.use(attnopt.Options(cache_dir=str(tmp_path))) as used,
+        pytest.warns(dispatch.AttnoptWarning, match="switched off"),
+    ):
+        out, _ = attention(given, *qkv, captures)
+        site = used.sites[given.text]
+        assert site.used == name
+        assert "disagrees with the reference" in site.reason
+        attention(given, *(x[:, :, :200] for x in qkv), captures)
+        assert not any(isinstance(x, NativeLinear) for x in site.backends.values())
+    assert check_rows(given, tuple(qkv), captures, (), out, None).ok  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_fails_later_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = SPECS["causal"]
+    qkv, captures = plain.inputs(given, 300, 300, torch.float32)
+
+    def refuse(self: NativeLinear, *args: Any, **more: Any) -> Any:
+        raise CompileError("the kernel ran out of memory")
+
+    with dispatch.use(attnopt.Options(cache_dir=str(tmp_path))) as used:
+        before, _ = attention(given, *qkv, captures)
+        assert used.sites[given.text].used == "cpp linear"
+        monkeypatch.setattr(NativeLinear, "__call__", refuse)
+        with pytest.warns(dispatch.AttnoptWarning, match="out of memory"):
+            after, _ = attention(given, *qkv, captures)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
