@@ -209,16 +209,17 @@ def subject(at: Subject, asked: argparse.Namespace) -> None:
     left_out = held.get("left out", {})
     rows = [r for r in ROWS if at.name in r.subjects]
     exact = Row("none", "exact", {})
-    lines: dict[str, Figures] = {}
+    # What is there already stays on disk while lines before it are measured.
+    lines = {_name(row): line for row in (exact, *rows) if (line := there.get(_key(row, at, asked.steps)))}
     declined: dict[str, str] = {}
     for row in tqdm((exact, *rows), desc=at.name):
-        key, name = (row.rewrite, row.strength, row.code(at, asked.steps)), f"{row.rewrite} ({row.strength})"
+        key, name = _key(row, at, asked.steps), _name(row)
         if asked.only not in row.rewrite and row is not exact:
             older = [x for (rewrite, strength, _), x in there.items() if (rewrite, strength) == key[:2]]
             lines |= {name: older[-1]} if older else {}
             declined |= {name: left_out[name]} if name in left_out else {}
         elif key in there:
-            lines[name] = there[key]
+            continue
         elif row is exact:
             lines[name] = original(at, asked.repeats, key[2])
         else:
@@ -226,8 +227,17 @@ def subject(at: Subject, asked: argparse.Namespace) -> None:
             lines |= {name: line} if isinstance(line, Figures) else {}
             declined |= {name: line} if isinstance(line, str) else {}
         about = {"torch": torch.__version__, "threads": asked.threads, "steps": asked.steps, "title": at.title}
-        found = {"about": about, "rows": [asdict(x) for x in lines.values()], "left out": dict(declined)}
+        ordered = [asdict(lines[n]) for n in map(_name, (exact, *rows)) if n in lines]
+        found = {"about": about, "rows": ordered, "left out": dict(declined)}
         quality_text.write(asked.out, {at.name: found})
+
+
+def _name(row: Row) -> str:
+    return f"{row.rewrite} ({row.strength})"
+
+
+def _key(row: Row, at: Subject, steps: int) -> tuple[str, str, str]:
+    return row.rewrite, row.strength, row.code(at, steps)
 
 
 def original(at: Subject, repeats: int, code: str = "") -> Figures:

@@ -119,8 +119,9 @@ def bias_table(lines: Sequence[BiasFigures]) -> str:
     rows = []
     for x in lines:
         cells = [x.model, x.strength, x.dimensions, f"{x.change:.1e}", f"{x.parameters:,} ({x.before:,})"]
-        rows.append([*cells, f"{x.ms:.0f} ({x.ms / x.original_ms:.2f})", x.reason or "it does not: it pays"])
-    return grid(head, rows)
+        rows.append([*cells, f"{x.ms:.0f} ({x.ms / x.original_ms:.2f})", x.reason or "by its estimate it pays"])
+    slow = [f"{x.model} ({x.strength}, {x.ms / x.original_ms:.2f})" for x in lines if x.ms > x.original_ms]
+    return grid(head, rows) + (f"\n- no faster than the exact model: {', '.join(slow)}\n" if slow else "")
 
 
 def draw(path: Path, found: Mapping[str, Sequence[Figures]]) -> None:
