@@ -27,10 +27,10 @@ from third_party_parts.models import ROWS, Row, stand_in_for_torchvision_operato
 
 HEAD = """# Models of other libraries
 
-Code that attnopt was not written against, built small with random weights in evaluation mode. *Has* is the number of
-attentions by reading the model's source; *error* is the largest difference of an output from the original's in fp32,
-relative to the output's largest element. `python benchmarks/third_party.py --write docs/third-party.md` makes this
-table from what is installed.
+Code that attnopt was not written against, built small with random weights, none left at a constant, in evaluation
+mode. *Has* is the number of attentions by reading the model's source; *error* is the largest difference of an output
+from the original's in fp32, relative to the output's largest element.
+`python benchmarks/third_party.py --write docs/third-party.md` makes this table from what is installed.
 
 Without gradients, `nn.TransformerEncoder` and its layers in evaluation mode may take a fast path of torch's own that
 zeroes padded places, and that gives NaN for some three-dimensional masks. attnopt computes what they compute with
@@ -62,11 +62,19 @@ def error(ours: Any, theirs: Any) -> float:
     return worst
 
 
+@torch.no_grad()
+def stir(model: torch.nn.Module) -> None:
+    """Take parameters off the constants they start from: a layer scale or a head of zeros would hide every error."""
+    for parameter in model.parameters():
+        if parameter.numel() and parameter.is_floating_point() and parameter.min() == parameter.max():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+
+
 def measured(row: Row, kernel: str) -> str:
     """One line of the table. Raises what building, optimising or running the model raises."""
     torch.manual_seed(0)
     model, args, kwargs = row.build()
-    model.eval()
+    stir(model.eval())
     fast = attnopt.optimize(model, args, kwargs, options={"kernel": kernel})
     # Without gradients torch's own encoder layers would take another path, which zeroes padded places.
     torch.backends.mha.set_fastpath_enabled(False)
