@@ -241,6 +241,8 @@ def _build(
         sites = [replace(s, error=errors[s.name]) if s.name in errors else s for s in sites]
     if settings.rest == "inductor":
         compiled.run = torch.compile(captured.gm, backend="inductor")
+    else:
+        pipeline.past_dispatcher(captured.gm)
     sites = [replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites]
     notes = tuple(f.note for f in found if f.note)
     if captured.functions:

@@ -64,6 +64,8 @@ def compile_graph(
         from torch._inductor.compile_fx import compile_fx
 
         run = compile_fx(traced, list(example_inputs))
+    else:
+        pipeline.past_dispatcher(traced)
 
     def compiled(*inputs: Any) -> Any:
         with dispatch.use(options):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnopt
 from attnopt import pipeline
@@ -37,6 +38,19 @@ def test_finding_changes_nothing_and_lowering_replaces_the_site() -> None:
     assert torch.ops.attnopt.attention.default in targets
     assert torch.ops.aten.softmax.int not in targets
     torch.testing.assert_close(replay(graph, X)[0], _run(X))
+
+
+def test_past_the_dispatcher_the_graph_computes_the_same() -> None:
+    graph = captured(_run, X)
+    pipeline.lower(graph.gm, pipeline.find(graph.gm.graph, graph.scalars, Options()))
+    pipeline.past_dispatcher(graph.gm)
+    operator = torch.ops.attnopt.attention.default
+    assert operator not in [n.target for n in graph.gm.graph.nodes]
+    torch.testing.assert_close(replay(graph, X)[0], _run(X))
+    x = X.clone().requires_grad_()
+    (got,), (want,) = (torch.autograd.grad(y.square().sum(), x) for y in (replay(graph, x)[0], _run(x)))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert operator in [n.target for n in make_fx(lambda x: replay(graph, x)[0])(X).graph.nodes]
 
 
 def test_disabled_finds_nothing() -> None:

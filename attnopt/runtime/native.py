@@ -77,14 +77,16 @@ class Native:
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
         )
         lse = torch.empty((batch, heads, rows), dtype=torch.float32) if self.wants_lse else None
-        given = (q, k, v, *captures)
-        key = (shape, k.shape[2], *[t.stride() for t in given], *scalars)
+        key: tuple[Any, ...] = (shape, k.shape[2], q.stride(), k.stride(), v.stride())
+        if captures or scalars:
+            key = (*key, *[t.stride() for t in captures], *scalars)
+        further = captures
         if self.lists is not None:
             visited = self.lists(q, k, captures, scalars)
-            given, key = (*given, visited), (*key, visited.shape)
-        numbers = self.known.get(key) or self._numbers(key, out, given[3:], scalars)
+            further, key = (*captures, visited), (*key, visited.shape)
+        numbers = self.known.get(key) or self._numbers(key, out, further, scalars)
         status = self.library.run(
-            self.pointers(*[t.data_ptr() for t in given]),
+            self.pointers(q.data_ptr(), k.data_ptr(), v.data_ptr(), *[t.data_ptr() for t in further]),
             out.data_ptr(),
             None if lse is None else lse.data_ptr(),
             numbers,

@@ -13,6 +13,7 @@ from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
 from attnopt.runtime import cpp_gradient, dispatch, triton_gradient, triton_launch, triton_linear_gradient
+from attnopt.runtime.direct import direct
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.reference import reference
@@ -57,9 +58,16 @@ def attention(
         `out [B, Hq, n_q, d_v]`, a transposed view of a contiguous `[B, n_q, Hq, d_v]`; `lse [B, Hq, n_q]` in fp32
         if the spec returns it, else an empty tensor.
     """
-    text = spec if isinstance(spec, str) else spec.text
-    out, lse = _FORWARD(q, k, v, list(captures), list(scalars), text)
-    return out, lse
+    return called(q, k, v, list(captures), list(scalars), spec if isinstance(spec, str) else spec.text)
+
+
+def called(
+    q: Tensor, k: Tensor, v: Tensor, captures: list[Tensor], scalars: list[int], spec: str
+) -> tuple[Tensor, Tensor]:
+    """The operator as a function: past PyTorch's dispatcher where that has nothing to do, else through it."""
+    if direct((q, k, v, *captures)):
+        return _forward(q, k, v, captures, scalars, spec)
+    return _FORWARD(q, k, v, captures, scalars, spec)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=4096)

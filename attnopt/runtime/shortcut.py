@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PYTHON = torch._C.DispatchKey.Python
+# Somebody traces, or the tensors are not what they seem: a negated view has the memory of what is negated.
+_UNPLAIN = tuple(getattr(torch._C.DispatchKey, name) for name in ("Python", "Negative", "ZeroTensor"))
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Any, ...]]
 Text = Callable[[str, torch.dtype], str]
@@ -52,7 +53,7 @@ def register_shortcut(
         if needed:
             found: tuple[Tensor, Tensor] = recorded.apply(q, k, v, scalars, spec, *captures)
             return found
-        if keys.has(_PYTHON):  # somebody traces, or the tensors are not what they seem
+        if any(map(keys.has, _UNPLAIN)):
             with torch._C._AutoDispatchBelowAutograd():
                 return forward(q, k, v, captures, scalars, spec)  # type: ignore[no-any-return]
         return kernel(q, k, v, captures, scalars, spec)
