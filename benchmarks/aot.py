@@ -22,7 +22,8 @@ from typing import Any
 from attnopt._version import VERSION
 from attnopt.aot.standard import layout_for, standard
 from attnopt.codegen.triton import TritonKernel
-from attnopt.codegen.triton_kinds import EMIT, PLANS
+from attnopt.codegen.triton_fit import chosen
+from attnopt.codegen.triton_kinds import EMIT, proposed
 from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, extra_plans
 from attnopt.errors import AttnoptError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry, triton_version
@@ -69,10 +70,10 @@ def jobs(chips: Sequence[str], kinds: Sequence[str], every_plan: bool, only: Seq
                     if wanted and name not in wanted:
                         continue
                     for dtype in dtypes:
-                        plans = PLANS[kind](chip, dtype, width, width)
+                        plans = proposed(kind, spec, chip, dtype)
                         if not plans or _declined(spec, dtype, kind, plans[0]):
                             continue
-                        more = extra_plans(chip, dtype, width, width, kind)
+                        more = chosen(extra_plans(chip, dtype, width, width, kind), spec, chip, dtype, kind)
                         for plan in (*plans, *more) if every_plan else plans[:1]:
                             yield Job(name, spec, kind, chip, dtype, plan)
 
@@ -188,9 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stem = "aot_plans" if arguments.plans else "aot"
     path = folder / f"{stem}.json"
     found: dict[Key, list[dict[str, Any]]] = {}
-    for row in known(path):
-        found.setdefault(_identity(row), []).append(row)
     everything = _everything(arguments.plans)
+    for row in known(path):
+        if _identity(row) in everything:  # not of a plan that is proposed no more
+            found.setdefault(_identity(row), []).append(row)
     wanted = jobs(arguments.arch or tuple(CHIPS), arguments.kind or tuple(EMIT), arguments.plans, arguments.only)
     for job in wanted:
         key = _identity(job.about)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attnopt.aot.standard import layout_for
 from attnopt.codegen.triton import TritonKernel
-from attnopt.codegen.triton_kinds import EMIT, MISSING, PLANS
+from attnopt.codegen.triton_kinds import EMIT, MISSING, proposed
 from attnopt.codegen.triton_plans import Chip
 from attnopt.errors import CompileError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
@@ -41,8 +41,8 @@ def compile_spec(
     spec: AttentionSpec, chip: Chip, dtype: str, kind: str = "forward"
 ) -> tuple[TritonKernel, list[Compiled]]:
     """The kernels of the first plan that fits the chip. Raises `CompileError` if none does or there is no kernel."""
-    layout, problem = layout_for(spec, dtype), "no plan is known for heads this wide"
-    for plan in PLANS[kind](chip, dtype, spec.heads.d_qk, spec.heads.d_v):
+    layout, problem = layout_for(spec, dtype), "no plan for heads this wide fits it"
+    for plan in proposed(kind, spec, chip, dtype):
         try:
             kernel = EMIT[kind](spec, layout, plan)
         except SpecError as error:

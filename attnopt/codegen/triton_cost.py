@@ -15,6 +15,7 @@ import sympy as sp
 from attnopt import expr as ex
 from attnopt.analysis import tiles
 from attnopt.codegen.triton_decode import group
+from attnopt.codegen.triton_fit import chosen
 from attnopt.codegen.triton_forward import block_width
 from attnopt.codegen.triton_plans import PLANS, Chip, TritonPlan, extra_plans
 from attnopt.spec import AttentionSpec, Pointwise
@@ -75,11 +76,12 @@ def _operations(spec: AttentionSpec) -> int:
 
 
 def proposals(spec: AttentionSpec, chip: Chip, dtype: str, kind: str, problem: Problem) -> tuple[TritonPlan, ...]:
-    """At most `MOST` plans, those that should be fastest first; none where no tile of these widths fits."""
+    """At most `MOST` plans that fit, those that should be fastest first; none where no tile of these widths fits."""
     heads = spec.heads
     found = PLANS[kind](chip, dtype, heads.d_qk, heads.d_v)
     more = extra_plans(chip, dtype, heads.d_qk, heads.d_v, kind)
-    costs = {plan: seconds(spec, chip, dtype, kind, plan, problem) for plan in dict.fromkeys((*found, *more))}
+    fitting = chosen(dict.fromkeys((*found, *more)), spec, chip, dtype, kind)
+    costs = {plan: seconds(spec, chip, dtype, kind, plan, problem) for plan in fitting}
     return tuple(sorted(costs, key=costs.__getitem__)[:MOST])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel, supports_backward
+from attnopt.codegen.triton_fit import fitting
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
 from attnopt.codegen.triton_plans import PLANS as SOFTMAX_PLANS
 from attnopt.codegen.triton_plans import Chip, TritonPlan
@@ -29,3 +30,10 @@ MISSING: dict[str, Callable[[AttentionSpec, Layout], str | None]] = {
     "linear": supported_linear,
     "select": supported_select,
 }
+
+
+def proposed(kind: str, spec: AttentionSpec, chip: Chip, dtype: str) -> tuple[TritonPlan, ...]:
+    """The plans of a kind that fit the chip with what the spec loads, the default first."""
+    if kind in SOFTMAX_PLANS:
+        return fitting(spec, chip, dtype, kind)
+    return PLANS[kind](chip, dtype, spec.heads.d_qk, spec.heads.d_v)

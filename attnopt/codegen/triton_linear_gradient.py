@@ -125,23 +125,25 @@ def linear_dkv(
         keys = rows_of(k_base, k_stride2, start, n_k, D_QK, BLOCK_D)
         values = rows_of(v_base, v_stride2, start, n_k, D_V, BLOCK_DV)
         fade = tl.exp2((-i[:, None] + (CHUNK - 1)) * (rate * LOG2E))
-        dk = (times_state(values, tl.trans(state)) + sums[None, :]) * fade
-        dv = times_state(keys, state) * fade
+        by_key = factor_of(by_key_base, by_key_stride2, start, n_k, BY_KEY)[:, None]
+        # dV is stored before dK is begun, so that one of them at a time is in registers.
+        dv = state_times(tl.trans(state), keys) * fade
         if CAUSAL:
             row = start - offset
             queries = rows_of(q_base, q_stride2, row, n_q, D_QK, BLOCK_D)
             grad = rows_of(grad_base, grad_stride2, row, n_q, D_V, BLOCK_DV)
-            dtotal = numbers_of(dtotal_base, 1, row, n_q)
             by_query = factor_of(by_query_base, by_query_stride2, row, n_q, BY_QUERY)
             weights = own * by_query[:, None]
             s = tl.dot(queries, tl.trans(keys), input_precision=FP32) * weights
+            dv += tl.dot(tl.trans(tl.cast(s, ELEMENT)), grad, input_precision=FP32)
+        store_rows(dv * by_key, dv_base, dv_stride2, start, n_k, D_V, BLOCK_DV)
+        dk = (state_times(state, values) + sums[None, :]) * fade
+        if CAUSAL:
+            dtotal = numbers_of(dtotal_base, 1, row, n_q)
             ds = (tl.dot(grad, tl.trans(values), input_precision=FP32) + dtotal[:, None]) * weights
             dk += tl.dot(tl.trans(tl.cast(ds, ELEMENT)), queries, input_precision=FP32)
-            dv += tl.dot(tl.trans(tl.cast(s, ELEMENT)), grad, input_precision=FP32)
             state, sums = later(state, sums, queries, by_query, grad, dtotal, rate)
-        by_key = factor_of(by_key_base, by_key_stride2, start, n_k, BY_KEY)[:, None]
         store_rows(dk * by_key, dk_base, dk_stride2, start, n_k, D_QK, BLOCK_D)
-        store_rows(dv * by_key, dv_base, dv_stride2, start, n_k, D_V, BLOCK_DV)
 '''
 
 LAUNCH = r'''

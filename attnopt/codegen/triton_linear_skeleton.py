@@ -76,14 +76,28 @@ def rate_of(ptr, stride0, stride1, b, h):
 
 
 @triton.jit
-def times_state(x, state):
-    """`x @ state`; a state in fp16 is brought to the middle of its range first, which sums may leave."""
+def narrowed(state):
+    """The state as elements, and their factor; sums may leave the range of fp16, and are brought to its middle."""
     if ELEMENT == tl.float16:
         top = tl.max(tl.max(tl.abs(state), 1), 0)
         scale = tl.exp2(-tl.floor(tl.log2(tl.where(top > 0, top, 1.0))))
-        return tl.dot(tl.cast(x, ELEMENT), tl.cast(state * scale, ELEMENT)) * (1.0 / scale)
+        return tl.cast(state * scale, ELEMENT), 1.0 / scale
     else:
-        return tl.dot(tl.cast(x, ELEMENT), tl.cast(state, ELEMENT), input_precision=FP32)
+        return tl.cast(state, ELEMENT), 1.0
+
+
+@triton.jit
+def times_state(x, state):
+    """`x @ state`."""
+    held, factor = narrowed(state)
+    return tl.dot(tl.cast(x, ELEMENT), held, input_precision=FP32) * factor
+
+
+@triton.jit
+def state_times(state, x):
+    """`x @ state^T`, with the state first in the product: its rows are many, and fewer registers hold the tile."""
+    held, factor = narrowed(state)
+    return tl.trans(tl.dot(held, tl.trans(tl.cast(x, ELEMENT)), input_precision=FP32)) * factor
 
 
 @triton.jit

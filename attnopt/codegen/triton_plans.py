@@ -113,9 +113,18 @@ _BACKWARD: _Rows = {
     (4, 128): ((16, 32, 4, 1), (16, 16, 4, 1)),
     (4, 256): ((16, 16, 8, 1),),
 }
-# The same for AMD, where it differs.
-_DECODE_HIP: _Rows = {(4, 256): ((16, 16, 4, 1),)}
-_BACKWARD_HIP: _Rows = {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2)), (4, 256): ((16, 16, 4, 1),)}
+# The same for the chips where it differs.
+_DECODE_OF: dict[str, _Rows] = {
+    "gfx942": {
+        (2, 64): ((16, 64, 4, 3), (16, 128, 4, 2)),
+        (2, 128): ((16, 64, 4, 2), (16, 32, 4, 3), (16, 32, 4, 2)),
+        (4, 256): ((16, 16, 4, 1),),
+    },
+}
+_BACKWARD_OF: dict[str, _Rows] = {
+    "sm_100": {(2, 128): ((64, 64, 8, 1), (32, 64, 8, 2), (32, 32, 4, 2))},
+    "gfx942": {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2)), (4, 256): ((16, 16, 4, 1),)},
+}
 # (kind, chip, bytes of an element, greatest head width): plans worth measuring beside the others, compiled too.
 _EXTRA: dict[tuple[str, str, int, int], tuple[tuple[int, ...], ...]] = {
     ("forward", "sm_90", 2, 64): (
@@ -151,19 +160,21 @@ def plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]
 
 def decode_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """As `plans`, for few queries and many keys."""
-    return _either(chip, _class(dtype, d_qk, d_v), _DECODE, _DECODE_HIP)
+    return _either(chip, _class(dtype, d_qk, d_v), _DECODE, _DECODE_OF)
 
 
 def backward_plans(chip: Chip, dtype: str, d_qk: int, d_v: int) -> tuple[TritonPlan, ...]:
     """As `plans`, for the gradients."""
-    return _either(chip, _class(dtype, d_qk, d_v), _BACKWARD, _BACKWARD_HIP)
+    return _either(chip, _class(dtype, d_qk, d_v), _BACKWARD, _BACKWARD_OF)
 
 
-def _either(chip: Chip, found: tuple[int, int] | None, table: _Rows, hip: _Rows) -> tuple[TritonPlan, ...]:
+def _either(
+    chip: Chip, found: tuple[int, int] | None, table: _Rows, others: dict[str, _Rows]
+) -> tuple[TritonPlan, ...]:
     if found is None:
         return ()
-    own = hip.get(found) if chip.backend == "hip" else None
-    return tuple(TritonPlan(*row, chip.fp32) for row in own or table[found])
+    rows = {**table, **others.get(chip.name, {})}[found]
+    return tuple(TritonPlan(*row, chip.fp32) for row in rows)
 
 
 def _limited(chip: Chip, block_m: int, block_n: int, warps: int, stages: int, maxnreg: int = 0) -> TritonPlan:

@@ -14,7 +14,8 @@ from torch import Tensor
 from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.cpp_loads import k_axes
-from attnopt.codegen.triton_plans import Chip, TritonPlan, backward_plans, plans
+from attnopt.codegen.triton_fit import fitting
+from attnopt.codegen.triton_plans import Chip, TritonPlan
 from attnopt.errors import AttnoptError
 from attnopt.options import Options
 from attnopt.runtime.capturing import capturing
@@ -48,9 +49,9 @@ class Kernels:
         heads = self.spec.heads
         self.problem = triton.supports_backward(self.spec, self.layout, self.learned) or ""
         if not self.problem:
-            about = (self.chip, self.layout.dtype, heads.d_qk, heads.d_v)
-            self.forward = [triton.emit(self.spec, self.layout, plan) for plan in plans(*about)]
-            found = backward_plans(*about)
+            about = (self.spec, self.chip, self.layout.dtype)
+            self.forward = [triton.emit(self.spec, self.layout, plan) for plan in fitting(*about, "forward")]
+            found = fitting(*about, "backward")
             self.backward = [triton.emit_backward(self.spec, self.layout, plan, self.learned) for plan in found]
             if not self.forward or not self.backward:
                 self.problem = f"no plan for heads of {heads.d_qk}/{heads.d_v} fits {self.chip.name}"

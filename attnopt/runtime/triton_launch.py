@@ -17,7 +17,8 @@ from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_decode import group
-from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, decode_plans, plans, wants_split
+from attnopt.codegen.triton_fit import fitting
+from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, wants_split
 from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists
@@ -78,15 +79,14 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     problem = triton.supported(spec, layout)
     if problem is not None:
         raise CompileError(problem)
-    about = (chip, layout.dtype, spec.heads.d_qk, spec.heads.d_v)
-    found = plans(*about)
+    heads, found = spec.heads, fitting(spec, chip, layout.dtype, "forward")
     if not found:
-        raise CompileError(f"no plan for heads of {about[2]}/{about[3]} in {layout.dtype} fits {chip.name}")
+        raise CompileError(f"no plan for heads of {heads.d_qk}/{heads.d_v} in {layout.dtype} fits {chip.name}")
     kernels = [triton.emit(spec, layout, plan) for plan in found]
     dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
     load(kernels[0])  # says now, not at the first call, that there is no Triton
     whole = spec.rows == sp.true
-    split = [triton.emit_decode(spec, layout, plan) for plan in decode_plans(*about) if whole]
+    split = [triton.emit_decode(spec, layout, plan) for plan in fitting(spec, chip, layout.dtype, "decode") if whole]
     masked = whole and spec.keep != sp.true
     listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if masked]
     tuner = Tuner(spec, layout.dtype, chip, options)
