@@ -111,7 +111,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             f"{type(model).__name__} calls {', '.join(sorted(functions))}, a torch.autograd.Function, and torch.export "
             "would replace its gradient by that of its forward."
         )
-    return replace(_from_program(program, model.training), functions=tuple(sorted(functions)))
+    captured = _from_program(program, model.training, (apart, named))
+    return replace(captured, functions=tuple(sorted(functions)))
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -128,7 +129,7 @@ def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
     return pytree.tree_map(copy_repeated, (args, kwargs))  # type: ignore[return-value]
 
 
-def _from_program(program: torch.export.ExportedProgram, training: bool) -> Captured:
+def _from_program(program: torch.export.ExportedProgram, training: bool, given: tuple[Any, dict[str, Any]]) -> Captured:
     signature, gm = program.graph_signature, program.graph_module
     kinds = torch.export.graph_signature.InputKind
     states: list[str] = []
@@ -146,9 +147,10 @@ def _from_program(program: torch.export.ExportedProgram, training: bool) -> Capt
         else:
             raise CaptureError(f"the captured graph takes an input of kind {spec.kind.name}, which attnopt cannot run.")
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
-    paths = [
-        pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(inputs, in_spec))[0]
-    ]
+    args, kwargs = given
+    # Of the inputs themselves: what holds tensors of its own, such as a cache, is not made of nodes.
+    arranged = tuple(args), dict(_in_order(in_spec, kwargs))
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(arranged)[0]]
     leaves = tuple(
         _leaf(path, node, spec)
         for path, node, spec in zip(

@@ -111,6 +111,9 @@ def _normalize(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if is_call(node, *_DROPPED) and not node.users:
             gm.graph.erase_node(node)
+    for node in gm.graph.nodes:
+        if is_call(node, aten.cat.default):
+            _drop_nothing(node)
     # The trace of a function under vmap leaves dead calls behind, whose fake values cannot be computed with.
     drop_dead_code(gm.graph)
     functionalize(gm.graph)
@@ -122,6 +125,14 @@ def _normalize(gm: fx.GraphModule) -> None:
             _normalize(body.gm)
             name_apart(body)
             body.gm.recompile()
+
+
+def _drop_nothing(cat: fx.Node) -> None:
+    """`cat` takes empty tensors of one dimension beside parts of more, such as those of an empty cache: leave them out."""
+    parts = cat.args[0]
+    kept = [x for x in parts if len(value(x).shape) != 1 or value(x).shape[0] != 0]  # type: ignore[union-attr]
+    if kept and len(kept) < len(parts) and len(value(kept[0]).shape) > 1:  # type: ignore[arg-type]
+        cat.args = (kept, *cat.args[1:])
 
 
 def _mend_users(graph: fx.Graph) -> None:

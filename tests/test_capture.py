@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 import attnopt
 from attnopt.capture import Leaf, capture, check_inputs, share
@@ -95,3 +96,21 @@ def test_dynamic_batch_and_length() -> None:
     for batch, length in ((1, 2), (3, 17), (2, 5)):
         x = torch.randn(batch, length, 16, generator=torch.Generator().manual_seed(length))
         torch.testing.assert_close(fast(x), model(x))
+
+
+class Held:
+    """A cache that makes a tensor of its own when it is built: one cannot be built of anything but tensors."""
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys, self.room = keys, torch.zeros(2, dtype=keys.dtype)
+
+
+def test_inputs_that_hold_tensors_are_captured_and_named() -> None:
+    pytree.register_pytree_node(
+        Held, lambda held: ([held.keys], None), lambda kept, _: Held(*kept),
+        flatten_with_keys_fn=lambda held: ([(pytree.GetAttrKey("keys"), held.keys)], None),
+    )  # fmt: skip
+    graph = capture(Function(lambda x, held: (x + held.keys, Held(held.keys * 2))), (X, Held(X)), {})
+    assert [leaf.path for leaf in graph.leaves] == ["[0][0]", "[0][1].keys"]
+    found = replay(graph, X, X)
+    assert torch.equal(found[1], X * 2)

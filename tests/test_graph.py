@@ -78,3 +78,12 @@ def test_attention_that_drops_nothing_is_pure() -> None:
         for rate in (0.0, 0.5)
     ]
     assert [is_pure(call) for call in calls] == [True, False]
+
+
+def test_empty_tensors_of_one_dimension_are_no_part_of_a_cat() -> None:
+    graph = captured(lambda x: (torch.cat([torch.tensor([]), x], -1), torch.cat([torch.tensor([]), x[0, 0]])), X)
+    kept = [n.args[0] for n in graph.gm.graph.nodes if is_call(n, aten.cat.default)]
+    assert [len(parts) for parts in kept] == [1, 2], "beside vectors an empty one is a part like any other"
+    found = replay(graph, X)
+    assert torch.equal(found[0], X)
+    assert torch.equal(found[1], X[0, 0])
