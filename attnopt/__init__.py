@@ -13,6 +13,7 @@ from attnopt._version import VERSION as __version__
 if TYPE_CHECKING:
     from attnopt import onnx, rewrites
     from attnopt.api import explain, optimize
+    from attnopt.conversion import standalone
     from attnopt.errors import AttnoptError
     from attnopt.healing import heal
     from attnopt.options import Options
@@ -34,12 +35,14 @@ __all__ = [
     "onnx",
     "optimize",
     "rewrites",
+    "standalone",
 ]
 
 _HOMES = {
     "optimize": "attnopt.api",
     "explain": "attnopt.api",
     "heal": "attnopt.healing",
+    "standalone": "attnopt.conversion",
     "AttentionSpec": "attnopt.spec",
     "AttnoptError": "attnopt.errors",
     "Options": "attnopt.options",

@@ -128,7 +128,7 @@ def _normalize(gm: fx.GraphModule) -> None:
 
 
 def _drop_nothing(cat: fx.Node) -> None:
-    """`cat` takes empty tensors of one dimension beside parts of more, such as those of an empty cache: leave them out."""
+    """Beside parts of more dimensions `cat` takes empty ones of one, such as an empty cache has: leave them out."""
     parts = cat.args[0]
     kept = [x for x in parts if len(value(x).shape) != 1 or value(x).shape[0] != 0]  # type: ignore[union-attr]
     if kept and len(kept) < len(parts) and len(value(kept[0]).shape) > 1:  # type: ignore[arg-type]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -10,13 +12,18 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from attnopt.capture import Captured, share
+from attnopt.errors import OptionError
 from attnopt.graph import ADDED
 from attnopt.options import Options
 from attnopt.patterns.known import KNOWN
 from attnopt.report import Report
 from attnopt.runtime import dispatch
 
+log = logging.getLogger("attnopt")
 Slot = tuple[dict[str, Any], str]
+# Methods of `transformers` that would run, or save, another model than the rewritten one.
+_OF_ITS_OWN = ("generate", "save_pretrained", "push_to_hub")
+_SAID: set[str] = set()
 
 
 class Compiled:
@@ -163,7 +170,10 @@ class OptimizedModule(nn.Module):
             source = self.__dict__.get("_source")
             if source is None or name.startswith("__"):
                 raise
-            return getattr(source, name)
+            found = getattr(source, name)
+            decisions = self.__dict__.get("_decisions") or ()
+            done = [decision.rewrite for decision in decisions if decision.sites]
+            return _before(name, found, done) if done and isinstance(found, MethodType) else found
 
     def __reduce__(self) -> Any:
         return _restore, (self._source, self._build, self.training, self._decisions)
@@ -189,6 +199,25 @@ class OptimizedModule(nn.Module):
         """The tensors that approximate rewrites added, by name."""
         states = (*self._source.named_parameters(), *self._source.named_buffers())
         return {name: tensor for name, tensor in states if name.startswith(f"{ADDED}.")}
+
+
+def _before(name: str, method: MethodType, done: list[str]) -> Any:
+    """A method of the original, whose code knows nothing of the rewrites that changed the model."""
+    names = ", ".join(dict.fromkeys(done))
+    if name not in _OF_ITS_OWN:
+        note = f"{name} is the original's own method: where it runs the model, it runs it without {names}"
+        if note not in _SAID:
+            _SAID.add(note)
+            log.warning("%s.", note)
+        return method
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OptionError(
+            f"{name} is the original's own method and knows nothing of {names}: call the optimised module itself or, "
+            "after ShareKV and PruneHeads, take attnopt.standalone(model, args, kwargs), which has that method."
+        )
+
+    return refuse
 
 
 def _take_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -40,6 +40,18 @@ print(
 healed = attnopt.heal(small, model, calibration, steps=4, lr=3e-4, progress=False)
 print(f"healed for {healed.healing.steps} steps: {loss(healed):.3f} nats a byte")
 
+# To decode, the new weights go back into the model's own class, and its cache holds half of the heads.
+grouped = attnopt.standalone(healed, (), example)
+sizes = []
+with torch.no_grad():
+    for module in (model, grouped):
+        cache = module(input_ids=unseen, use_cache=True).past_key_values
+        sizes.append(sum(x.keys.nbytes + x.values.nbytes for x in cache.layers) // unseen.numel())
+print(f"KV cache: {sizes[0]:,} bytes a token to {sizes[1]:,}")
+text = grouped.generate(unseen[:1, :64], max_new_tokens=16, do_sample=False, pad_token_id=0)
+
+assert sizes[1] * 2 == sizes[0]
+assert text.shape == (1, 80)
 assert small.report.rewritten == 6
 assert all((s.spec.heads.q, s.spec.heads.k) == (8, 4) for s in small.report.sites)
 assert figures["KV numbers a token after"] * 2 == figures["KV numbers a token before"]

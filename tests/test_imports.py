@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAZY = ("triton", "onnx", "onnxscript", "onnxruntime", "transformers", "rich", "jinja2")
 NAMES = (
-    "optimize", "explain", "heal", "AttentionSpec", "Options", "Report", "AttnoptError", "Pattern", "PATTERNS", "rewrites",
+    "optimize", "explain", "heal", "standalone", "AttentionSpec", "Options", "Report", "AttnoptError", "Pattern", "PATTERNS", "rewrites",
     "onnx", "__version__",
 )  # fmt: skip
 
