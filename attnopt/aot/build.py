@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from attnopt.aot.standard import layout_for
 from attnopt.codegen.triton import TritonKernel
-from attnopt.codegen.triton_kinds import EMIT, MISSING, proposed
+from attnopt.codegen.triton_kinds import EMIT, missing, proposed
 from attnopt.codegen.triton_plans import Chip
 from attnopt.errors import CompileError, SpecError
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
@@ -21,27 +22,32 @@ def build(
     dtype: str,
     say: Callable[[str], None],
     kinds: Iterable[str] = ("forward",),
+    page: int = 0,
 ) -> Iterator[Built]:
-    """Every spec for every chip. Raises `CompileError` for one that no plan fits; says which lack a kind."""
+    """Every spec for every chip. Raises `CompileError` for one that no plan fits; says which lack a kind.
+
+    `page`: keys and values stand in pages of so many.
+    """
     chips, kinds = tuple(chips), tuple(kinds)
     for name, spec in specs:
         for kind in kinds:
-            reason = MISSING[kind](spec, layout_for(spec, dtype)) if kind in MISSING else None
+            layout = replace(layout_for(spec, dtype), page=page)
+            reason = missing(kind, spec, layout)
             if reason is not None:
                 say(f"{name:<20} no {kind}: {reason}")
                 continue
             for chip in chips:
-                kernel, compiled = compile_spec(spec, chip, dtype, kind)
+                kernel, compiled = compile_spec(spec, chip, dtype, kind, page)
                 for made in compiled:
                     say(line(name, kernel, made))
                     yield name, spec, kernel, made
 
 
 def compile_spec(
-    spec: AttentionSpec, chip: Chip, dtype: str, kind: str = "forward"
+    spec: AttentionSpec, chip: Chip, dtype: str, kind: str = "forward", page: int = 0
 ) -> tuple[TritonKernel, list[Compiled]]:
     """The kernels of the first plan that fits the chip. Raises `CompileError` if none does or there is no kernel."""
-    layout, problem = layout_for(spec, dtype), "no plan for heads this wide fits it"
+    layout, problem = replace(layout_for(spec, dtype), page=page), "no plan for heads this wide fits it"
     for plan in proposed(kind, spec, chip, dtype):
         try:
             kernel = EMIT[kind](spec, layout, plan)

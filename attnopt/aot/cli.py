@@ -24,11 +24,14 @@ def register(commands: Any) -> None:
     command.add_argument("--only", action="append", metavar="NAME", help="only this usual one; may be repeated")
     command.add_argument("--dtype", choices=sorted(ELEMENTS), default="bfloat16", help="of q, k and v (bfloat16)")
     command.add_argument("--kind", action="append", choices=sorted(EMIT), help="may be repeated (forward)")
+    command.add_argument("--page", type=int, default=0, metavar="KEYS", help="keys and values in pages of so many")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compile, print a line for each kernel, write the folder. Raises `OptionError` or `CompileError`."""
+    if arguments.page < 0:
+        raise OptionError(f"--page {arguments.page}: a page holds at least one key; 0 is for keys in one tensor.")
     specs = _specs(arguments)
     from attnopt.aot.build import build
     from attnopt.runtime.triton_binaries import write
@@ -36,9 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     chips = [CHIPS[name] for name in dict.fromkeys(arguments.arch)]
     folder = Path(arguments.out)
     try:
-        count = write(
-            folder, build(specs, chips, arguments.dtype, lambda x: print(x, flush=True), arguments.kind or ("forward",))
-        )
+        say, kinds = (lambda x: print(x, flush=True)), arguments.kind or ("forward",)
+        count = write(folder, build(specs, chips, arguments.dtype, say, kinds, arguments.page))
     except OSError as error:
         raise OptionError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from error
     print(f"{count} kernels in {folder}")

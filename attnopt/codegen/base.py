@@ -19,10 +19,15 @@ class CaptureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """The part of the inputs that a kernel is specialised for: dtypes and unit strides, never sizes."""
+    """The part of the inputs that a kernel is specialised for: dtypes and unit strides, never sizes.
+
+    `page`: how many keys stand together where a table says which page of a pool holds which keys of which batch entry;
+    0 where all keys of a batch entry stand in one tensor.
+    """
 
     dtype: str
     captures: tuple[CaptureLayout, ...] = ()
+    page: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from attnopt.codegen.triton_forward import VISITED, Argument, block_width, forwa
 from attnopt.codegen.triton_gather import gathers
 from attnopt.codegen.triton_launchers import backward_launcher, decode_launcher, forward_launcher
 from attnopt.codegen.triton_loads import TRITON_TYPES
+from attnopt.codegen.triton_pages import unsupported
 from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import SpecError
@@ -80,7 +81,7 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
         parts(spec.canonical(), layout)
     except SpecError as error:
         return str(error)
-    return None
+    return unsupported(spec, layout)
 
 
 def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str = "") -> TritonKernel:
@@ -96,7 +97,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
     if reason is not None:
         raise SpecError(f"{reason}.")
     spec = spec.canonical()
-    body, given = forward(spec, layout, plan.listed)
+    body, given = forward(spec, layout, plan.listed, plan.block_n)
     entries = [Entry("attention_forward", tuple(given))]
     rows: list[Argument] = []
     if gathers(spec):
@@ -104,10 +105,10 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
         body, entries = f"{first}\n\n\n{body}", [Entry("attention_rows", tuple(rows)), *entries]
     sections = [
         header(spec, layout, plan, source_note, "forward"),
-        constants(spec, plan, body),
+        constants(spec, plan, body, layout.page),
         *helpers(body),
         body,
-        forward_launcher(spec, given, plan.listed, rows),
+        forward_launcher(spec, given, plan.listed, rows, layout.page),
     ]
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n",
@@ -124,13 +125,13 @@ def emit_decode(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_no
     if reason is not None:
         raise SpecError(f"{reason}.")
     spec = spec.canonical()
-    body, split, combine = decode(spec, layout)
+    body, split, combine = decode(spec, layout, plan.block_n)
     sections = [
         header(spec, layout, plan, source_note, "decode"),
-        constants(spec, plan, body),
+        constants(spec, plan, body, layout.page),
         *helpers(body),
         body,
-        decode_launcher(spec, split, combine),
+        decode_launcher(spec, split, combine, layout.page),
     ]
     entries = Entry("attention_split", tuple(split)), Entry("attention_combine", tuple(combine))
     return TritonKernel(
@@ -143,6 +144,8 @@ def supports_backward(spec: AttentionSpec, layout: Layout, learned: Sequence[str
     reason = supported(spec, layout) or undifferentiable(spec.canonical(), learned)
     if reason is not None:
         return reason
+    if layout.page:
+        return "the Triton kernel has no gradients of keys in pages"
     try:
         backward(spec.canonical(), layout, learned)
     except SpecError as error:
@@ -162,7 +165,7 @@ def emit_backward(
     body = "\n\n\n".join(text for _, text, _ in kernels)
     sections = [
         header(spec, layout, plan, source_note, "backward"),
-        constants(spec, plan, body),
+        constants(spec, plan, body, layout.page),
         *helpers(body),
         body,
         backward_launcher(spec, {name: given for name, _, given in kernels}, learned),
@@ -192,7 +195,8 @@ def header(spec: AttentionSpec, layout: Layout, plan: TritonPlan, note: str, wha
         "",
         f"spec    {spec}",
         f"key     {spec.key}",
-        f"layout  {layout.dtype}{'; ' + captures if captures else ''}",
+        f"layout  {layout.dtype}{f'; pages of {layout.page} keys' if layout.page else ''}"
+        f"{'; ' + captures if captures else ''}",
         f"plan    {plan}{', fp32 products ' + plan.fp32 if layout.dtype == 'float32' else ''}",
         *([f"source  {note}"] if note else []),
     ]
@@ -201,7 +205,7 @@ def header(spec: AttentionSpec, layout: Layout, plan: TritonPlan, note: str, wha
     return f'"""{text}\n"""\n\nimport torch\nimport triton\nimport triton.language as tl'
 
 
-def constants(spec: AttentionSpec, plan: TritonPlan, body: str) -> str:
+def constants(spec: AttentionSpec, plan: TritonPlan, body: str, page: int = 0) -> str:
     """The numbers that the text mentions, and the launch options."""
     heads, scale = spec.heads, folded_scale(spec)
     log2e = 1.0 / math.log(2.0)
@@ -213,6 +217,7 @@ def constants(spec: AttentionSpec, plan: TritonPlan, body: str) -> str:
         ("BLOCK_N", plan.block_n),
         ("BLOCK_D", block_width(heads.d_qk)),
         ("BLOCK_DV", block_width(heads.d_v)),
+        ("PAGE", page),
         ("LOG2E", triton_float(_fp32(log2e))),
         ("LN2", triton_float(_fp32(math.log(2.0)))),
         ("SCALE_LOG2E", triton_float(_fp32(float(scale) * log2e)) if scale is not None else 0),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from attnopt import expr as ex
 from attnopt.analysis import tiles
+from attnopt.codegen import triton_pages as pages
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_forward import (
     Argument,
@@ -40,15 +41,16 @@ def group(spec: AttentionSpec) -> int:
     return size if regular and not any(ex.depends(e, ex.h) for e in ends) else 1
 
 
-def decode(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument], list[Argument]]:
+def decode(spec: AttentionSpec, layout: Layout, block_n: int = 16) -> tuple[str, list[Argument], list[Argument]]:
     """The text of both kernels, and the arguments of each."""
     made = parts(spec, layout)
     given = _without(forward_arguments(spec, layout), ("out", "lse"))
     given = [*given[: _pointers(given)], *_PARTIAL, *given[_pointers(given) :], _SPLITS]
-    setup = [*_program(spec), *load_queries(spec), *_bases(spec), *made.ranges, *split_ranges(made), *_share(made)]
+    setup = [*_program(spec), *pages.entry(layout.page), *load_queries(spec), *_bases(spec, layout.page)]
+    setup += [*made.ranges, *split_ranges(made), *_share(made)]
     setup += [*made.rows, *(made.start if isinstance(spec.normalizer, Pointwise) else empty_state())]
     setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
-    body, state = visit_body(made), ["acc", *made.state]
+    body, state = visit_body(made, block_n=block_n), ["acc", *made.state]
     available = [*(a.name for a in given), *assigned(setup)]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
     visits = visit_calls(loops(made, "begin", "end"), state, wanted)
@@ -100,8 +102,8 @@ def _program(spec: AttentionSpec) -> list[str]:
     return [*lines, "d = tl.arange(0, BLOCK_D)", "dv = tl.arange(0, BLOCK_DV)"]
 
 
-def _bases(spec: AttentionSpec) -> list[str]:
-    lines = key_bases(spec)
+def _bases(spec: AttentionSpec, page: int) -> list[str]:
+    lines = key_bases(spec, page=page)
     return lines[1:] if group(spec) > 1 else lines  # the head is known there
 
 
@@ -144,7 +146,8 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
         "q0 = tl.program_id(0) % tiles * BLOCK_M",
         "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)",
         "dv = tl.arange(0, BLOCK_DV)",
-        *(["d = tl.arange(0, BLOCK_D)", *key_bases(spec)] if "v_base" in words(ends.finish) else []),
+        *pages.entry(layout.page),
+        *(["d = tl.arange(0, BLOCK_D)", *key_bases(spec, page=layout.page)] if "v_base" in words(ends.finish) else []),
         *ends.start,
         "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)",
         "for split in range(n_splits):",
@@ -157,7 +160,7 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
     if skipped:
         skipped.append("result = tl.where(wanted, result, 0.0)")
         skipped += ['lse = tl.where(wanted, lse, float("-inf"))'] if "lse" in spec.returns else []
-    return [*lines, *ends.finish, *skipped, *store(spec)]
+    return [*lines, *ends.finish, *pages.nothing(spec, layout.page), *skipped, *store(spec)]
 
 
 def _join(spec: AttentionSpec, ends: Parts) -> list[str]:

@@ -181,6 +181,13 @@ def load_keys(pointer, valid):
     else:
         return tl.load(pointer, mask=valid, other=0)
 ''',
+    "page_of": '''\
+@triton.jit
+def page_of(slots, k, n_k, n_pages, stride):
+    """The pages that hold keys; one of the pool for keys past the end, whatever the table says there."""
+    page = tl.load(slots + k // PAGE * stride, mask=k < n_k, other=0)
+    return tl.cast(tl.minimum(tl.maximum(page, 0), n_pages - 1), tl.int64)
+''',
     "add_where": '''\
 @triton.jit
 def add_where(pointer, value, condition):

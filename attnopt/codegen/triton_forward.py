@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sympy as sp
 
+from attnopt.codegen import triton_pages as pages
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_gather import gathers, list_body, tile_of_list
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
@@ -45,10 +46,11 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
 def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False, rows: bool = False) -> list[Argument]:
     """What the kernel is called with, in order; `rows`: with the lists of rows that are computed."""
     captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
+    captures += pages.TENSORS if layout.page else ()
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
     pointers, strides = tensor_arguments([*tensors, (VISITED, "int32", 4)] if listed else tensors)
     lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
-    sizes = [Argument(name, "size") for name in ("n_b", "n_q", "n_k")]
+    sizes = [Argument(name, "size") for name in ("n_b", "n_q", *(("n_pages", "n_slots") if layout.page else ("n_k",)))]
     scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
     return [*pointers, *lse, *(ROWS if rows else ()), *sizes, *strides, *scalars]
 
@@ -65,21 +67,25 @@ def listing(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     return kernel_text("attention_rows", about, given, body), given
 
 
-def forward(spec: AttentionSpec, layout: Layout, listed: bool = False) -> tuple[str, list[Argument]]:
+def forward(spec: AttentionSpec, layout: Layout, listed: bool = False, block_n: int = 16) -> tuple[str, list[Argument]]:
     """The text of the kernel and of the function that visits keys, and the kernel's arguments."""
     if listed and gathers(spec):
         raise SpecError("lists of keys are for tiles of consecutive queries")
+    if layout.page and listed:
+        raise SpecError("with pages, positions alone say which tiles of keys are visited")
+    if reason := pages.no_forward(spec, layout):
+        raise SpecError(reason)
     made = parts(spec, layout, listed)
     given = forward_arguments(spec, layout, listed, gathers(spec))
-    setup = [*_program(made), *load_queries(spec), *key_bases(spec)]
+    setup = [*_program(made), *pages.entry(layout.page), *load_queries(spec), *key_bases(spec, page=layout.page)]
     setup += _LIST if listed else [*made.ranges, *split_ranges(made)]
     setup += [*made.rows, *made.start, "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)"]
-    body = visit_body(made, listed)
+    body = visit_body(made, listed, block_n)
     available = [*(a.name for a in given), *assigned(setup)]
     state = ["acc", *made.state]
     wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
     visits = visit_calls(_LISTED if listed else loops(made), state, wanted)
-    main = [*setup, *visits, *made.finish, *store(spec, gathers(spec))]
+    main = [*setup, *visits, *made.finish, *pages.nothing(spec, layout.page), *store(spec, gathers(spec))]
     kernel = kernel_text("attention_forward", _ABOUT, given, main)
     return f"{visit_function(state, wanted, body)}\n\n\n{kernel}", given
 
@@ -146,9 +152,9 @@ def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[s
     )
 
 
-def visit_body(made: Parts, listed: bool = False) -> list[str]:
+def visit_body(made: Parts, listed: bool = False, block_n: int = 16) -> list[str]:
     """The loop over tiles of keys: over their first keys, or over places in the list."""
-    keys, values = tile_loads(made.spec)
+    keys, values = tile_loads(made.spec, made.layout.page, block_n)
     product = f"s = tl.dot(queries, keys{precision(made.layout)})"
     inside = [*keys, product, *values, *made.tile]
     if listed:
@@ -156,20 +162,25 @@ def visit_body(made: Parts, listed: bool = False) -> list[str]:
     return ["for k0 in range(lo, hi, BLOCK_N):", *indent(inside)]
 
 
-def tile_loads(spec: AttentionSpec) -> tuple[list[str], list[str]]:
+def tile_loads(spec: AttentionSpec, page: int = 0, block_n: int = 16) -> tuple[list[str], list[str]]:
     """Statements that load `keys [BLOCK_D, BLOCK_N]` and `values [BLOCK_N, BLOCK_DV]` of the tile at `k0`."""
     k_valid = "valid"
+    k_at, v_at = (
+        pages.address(x, page, block_n) if page else f"{x}_base + tl.cast(k0, tl.int64) * {x}_stride2 + {x}_offsets"
+        for x in "kv"
+    )
     keys = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", "valid = k < n_k if MASKED else None"]
     if padded(spec.heads.d_qk):
         k_valid = "key_valid"
         keys += ["in_width = d[:, None] < D_QK", "key_valid = in_width & valid if MASKED else in_width"]
-    keys.append(f"keys = load_keys(k_base + tl.cast(k0, tl.int64) * k_stride2 + k_offsets, {k_valid})")
+    keys += pages.place(page, block_n) if page else []
+    keys.append(f"keys = load_keys({k_at}, {k_valid})")
     inside = "k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"
     if padded(spec.heads.d_v):
         values = ["in_values = dv[None, :] < D_V", f"value_valid = in_values & ({inside}) if MASKED else in_values"]
     else:
         values = [f"value_valid = {inside} if MASKED else None"]
-    values.append("values = load_keys(v_base + tl.cast(k0, tl.int64) * v_stride2 + v_offsets, value_valid)")
+    values.append(f"values = load_keys({v_at}, value_valid)")
     return keys, values
 
 
@@ -211,15 +222,16 @@ def load_queries(spec: AttentionSpec) -> list[str]:
     ]
 
 
-def key_bases(spec: AttentionSpec, head: str = "h") -> list[str]:
+def key_bases(spec: AttentionSpec, head: str = "h", page: int = 0) -> list[str]:
     """Where the keys and values of the head begin, and the offsets within a tile of them."""
     heads = spec.heads
     same = heads.k == heads.v and heads.k_map == heads.v_map
+    entry = "" if page else "tl.cast(b, tl.int64) * {0}_stride0 + "
     return [
         f"key_head = {head_map(heads.k_map, heads.k, head)}",
         f"value_head = {'key_head' if same else head_map(heads.v_map, heads.v, head)}",
-        "k_base = k_ptr + tl.cast(b, tl.int64) * k_stride0 + tl.cast(key_head, tl.int64) * k_stride1",
-        "v_base = v_ptr + tl.cast(b, tl.int64) * v_stride0 + tl.cast(value_head, tl.int64) * v_stride1",
+        f"k_base = k_ptr + {entry.format('k')}tl.cast(key_head, tl.int64) * k_stride1",
+        f"v_base = v_ptr + {entry.format('v')}tl.cast(value_head, tl.int64) * v_stride1",
         "k_offsets = d[:, None] * k_stride3 + tl.arange(0, BLOCK_N)[None, :] * k_stride2",
         "v_offsets = tl.arange(0, BLOCK_N)[:, None] * v_stride2 + dv[None, :] * v_stride3",
     ]

@@ -9,6 +9,7 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel, supports_backward
 from attnopt.codegen.triton_fit import fitting
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
+from attnopt.codegen.triton_pages import no_forward
 from attnopt.codegen.triton_plans import PLANS as SOFTMAX_PLANS
 from attnopt.codegen.triton_plans import Chip, TritonPlan
 from attnopt.codegen.triton_select import emit_select, select_plans, supported_select
@@ -37,3 +38,8 @@ def proposed(kind: str, spec: AttentionSpec, chip: Chip, dtype: str) -> tuple[Tr
     if kind in SOFTMAX_PLANS:
         return fitting(spec, chip, dtype, kind)
     return PLANS[kind](chip, dtype, spec.heads.d_qk, spec.heads.d_v)
+
+
+def missing(kind: str, spec: AttentionSpec, layout: Layout) -> str | None:
+    """Why a spec whose forward kernel there is has none of this kind, with these pages; None if it has one."""
+    return no_forward(spec, layout) if kind == "forward" else MISSING[kind](spec, layout) if kind in MISSING else None

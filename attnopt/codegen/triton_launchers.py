@@ -8,12 +8,13 @@ from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton_decode import group
 from attnopt.codegen.triton_forward import Argument
 from attnopt.codegen.triton_gather import launch_list
+from attnopt.codegen.triton_pages import NAMES
 from attnopt.codegen.triton_parts import row_ends
 from attnopt.spec import AttentionSpec
 
 
 def forward_launcher(
-    spec: AttentionSpec, given: Sequence[Argument], listed: bool = False, rows: Sequence[Argument] = ()
+    spec: AttentionSpec, given: Sequence[Argument], listed: bool = False, rows: Sequence[Argument] = (), page: int = 0
 ) -> str:
     """The function that launches the kernel on tensors; with `listed` its last one is the list of tiles to visit.
 
@@ -21,7 +22,7 @@ def forward_launcher(
     """
     captures = [c.name for c in spec.captures]
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    names += ["visited"] * listed
+    names += [*(NAMES if page else ()), *["visited"] * listed]
     lse = "lse" in spec.returns
     made = [
         "batch, heads, n_q, _ = q.shape",
@@ -47,6 +48,7 @@ def forward_launcher(
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
             f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
+            *(_pool(spec) if page else []),
             *(
                 [
                     f"    `visited` [B, {spec.heads.q}, tiles of queries, 2 + n], int32: how many tiles of keys are",
@@ -62,17 +64,27 @@ def forward_launcher(
     )
 
 
-def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Sequence[Argument]) -> str:
+def _pool(spec: AttentionSpec) -> list[str]:
+    """What a launcher says of pages."""
+    shape = f"[pages, {spec.heads.k}, PAGE, {spec.heads.d_qk}]"
+    return [
+        f"    k {shape} and v are pools. `page_table` [B, slots], int32: the page",
+        "    of keys slot * PAGE and on of an entry; `key_lengths` [B], int32: how many keys it has.",
+    ]
+
+
+def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Sequence[Argument], page: int = 0) -> str:
     """The function that launches both kernels on tensors."""
     captures, packed, heads = [c.name for c in spec.captures], group(spec), spec.heads.q
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    lse = "lse" in spec.returns
+    names += NAMES if page else ()
+    keys, lse = "page_table.shape[1] * PAGE.value" if page else "k.shape[2]", "lse" in spec.returns
     count = len(row_ends(spec, Layout("float32", tuple(CaptureLayout("float32", None) for _ in captures))).state)
     lines = [
         "batch, heads, n_q, _ = q.shape",
         f"parts = batch * {heads // packed} * triton.cdiv({packed} * n_q, BLOCK_M.value)",
         "if splits is None:  # enough programs for every processor, and some keys for each",
-        "    splits = max(1, min(2 * processors // parts, triton.cdiv(k.shape[2], BLOCK_N.value), 128))",
+        f"    splits = max(1, min(2 * processors // parts, triton.cdiv({keys}, BLOCK_N.value), 128))",
         "out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)",
         *(["lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)"] if lse else []),
         "sums = q.new_empty((batch * heads * n_q * splits, v.shape[3]), dtype=torch.float32)",
@@ -93,6 +105,7 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
             f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, '
             f"{spec.heads.d_v}], and lse [B, {heads}, n_q] or None.",
             "",
+            *(_pool(spec) if page else []),
             "    `processors`: how many the chip has; `splits`: how many programs share the keys of a row.",
             '    """',
             *(f"    {line}" for line in lines),
@@ -102,7 +115,8 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
 
 def launch_arguments(given: Iterable[Argument], captures: Sequence[str]) -> list[str]:
     """The arguments of a call, by lines."""
-    sizes = {"n_b": "batch", "n_q": "n_q", "n_k": "k.shape[2]", "n_splits": "splits"}
+    sizes = {"n_b": "batch", "n_q": "n_q", "n_k": "k.shape[2]", "n_splits": "splits", "n_pages": "k.shape[0]"}
+    sizes["n_slots"] = "page_table.shape[1]"
     groups: dict[str, list[str]] = {}
     for argument in given:
         tensor = f"{argument.of}_tensor" if argument.of in captures else argument.of

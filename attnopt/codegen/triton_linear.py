@@ -48,6 +48,8 @@ def supported_linear(spec: AttentionSpec, layout: Layout, form: LinearForm | Non
     form, heads = form or linear_form(spec), spec.heads
     if form is None:
         return "the attention has no linear form"
+    if layout.page:
+        return "only the forward and decode kernels read keys in pages"
     if layout.dtype not in ELEMENTS:
         return f"the Triton kernel has no {layout.dtype}; it has {', '.join(ELEMENTS)}"
     if max(heads.d_qk, heads.d_v) > _WIDEST:

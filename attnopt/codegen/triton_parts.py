@@ -14,6 +14,7 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.printer import Value
 from attnopt.codegen.triton_dialect import TRITON, TritonPrinter
 from attnopt.codegen.triton_loads import TritonLoader
+from attnopt.codegen.triton_pages import values_of
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 ELEMENTS = {"float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
@@ -207,7 +208,8 @@ def _finish(made: Parts) -> None:
         made.finish = ["result = acc" if spec.normalizer.divide == 1 else f"result = acc / {divide}"]
         log = f"tl.log(tl.abs({full('0.0')} + {divide}))"
     else:
-        made.finish = [f"empty = m == {_NOTHING}", "result = acc / tl.where(empty, 1.0, l)", *_empty(spec)]
+        empty = _empty(spec, made.layout.page)
+        made.finish = [f"empty = m == {_NOTHING}", "result = acc / tl.where(empty, 1.0, l)", *empty]
         log = "m + tl.log(l)" if folded_scale(spec) is None else "(m + tl.log2(l)) * LN2"
         log = f"tl.where(empty, {_NOTHING}, {log})"
     if spec.gate != 1:
@@ -228,12 +230,13 @@ if tl.max(tl.cast(empty, tl.int32)) > 0:
 result = tl.where(empty, mean / n_k, result)"""
 
 
-def _empty(spec: AttentionSpec) -> list[str]:
+def _empty(spec: AttentionSpec, page: int) -> list[str]:
     if spec.empty_row is EmptyRow.ZERO:
         return []
     if spec.empty_row is EmptyRow.NAN:
         return ['result = tl.where(empty, float("nan"), result)']
-    return _MEAN.split("\n")
+    lines = _MEAN.split("\n")
+    return [*lines[:5], *indent(values_of("places"), 8), *lines[6:]] if page else lines
 
 
 def full(value: str) -> str:

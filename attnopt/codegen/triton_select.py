@@ -25,6 +25,8 @@ def supported_select(spec: AttentionSpec, layout: Layout) -> str | None:
     heads, select = spec.heads, spec.select
     if select is None:
         return "the attention chooses no blocks"
+    if layout.page:
+        return "only the forward and decode kernels read keys in pages"
     if layout.dtype not in ELEMENTS:
         return f"the Triton kernel has no {layout.dtype}; it has {', '.join(ELEMENTS)}"
     if heads.d_qk > _WIDEST:

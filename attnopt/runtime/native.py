@@ -127,13 +127,27 @@ def check_rows(
     rows: int = _ROWS,
 ) -> Verdict:
     """Compare sampled rows of a kernel's result with the reference in fp64 and in the run's dtype."""
-    q, k, v = inputs
+    batch, whole = _spread(inputs[0].shape[0], 2), inputs[0].shape[0]
+    q, k, v = (t if batch.numel() == whole else _pick(t, batch) for t in inputs)
+    return check_entries(spec, (q, k, v), captures, scalars, (out, lse), batch, whole, rows)
+
+
+def check_entries(
+    spec: AttentionSpec,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    captures: Sequence[Tensor],
+    scalars: Sequence[int],
+    result: tuple[Tensor, Tensor | None],
+    batch: Tensor,
+    whole: int,
+    rows: int = _ROWS,
+) -> Verdict:
+    """As `check_rows`, where q, k and v hold only the entries `batch` of a batch of the size `whole`; results all."""
+    (q, k, v), (out, lse) = inputs, result
     rows *= 1 if spec.rows == sp.true else _PART  # rows that are not computed are zeros and say nothing
-    batch = _spread(q.shape[0], 2)
     width = k.shape[2] * (k.shape[3] + v.shape[3]) * batch.numel()
     heads, places = _spread(q.shape[1], max(2, _HEADS_BUDGET // max(1, width))), _spread(q.shape[2], rows)
-    taken = Sample(batch, heads, places, q.shape[0])
-    q, k, v = (t if batch.numel() == t.shape[0] else _pick(t, batch) for t in inputs)
+    taken = Sample(batch, heads, places, whole)
     spec, k, v = _only(spec, heads, k, v)
     golden, golden_lse = reference(spec, q.double(), k.double(), v.double(), captures, scalars, sample=taken)
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.

@@ -71,7 +71,7 @@ def _row(name: str, stem: str, spec: AttentionSpec, kernel: TritonKernel, made: 
         "sha256": hashlib.sha256(made.binary).hexdigest(),
         "spec": spec.text,
         "spec_key": spec.key,
-        "layout": {"dtype": kernel.layout.dtype, "captures": [asdict(c) for c in kernel.layout.captures]},
+        "layout": asdict(kernel.layout),
         "plan": asdict(kernel.plan),
         "text": kernel.key,
         "entry": made.entry,
@@ -114,7 +114,8 @@ def _binary(folder: Path, row: Mapping[str, Any]) -> Binary:
     if hashlib.sha256(code).hexdigest() != row["sha256"]:
         raise CacheError(f"{name} in {folder} was altered or truncated. Compile it again: attnopt aot.")
     spec = AttentionSpec.parse(row["spec"])
-    layout = Layout(row["layout"]["dtype"], tuple(CaptureLayout(**c) for c in row["layout"]["captures"]))
+    about = row["layout"]
+    layout = Layout(about["dtype"], tuple(CaptureLayout(**c) for c in about["captures"]), int(about.get("page", 0)))
     kernel = EMIT[row["kind"]](spec, layout, TritonPlan(**row["plan"]))
     if kernel.key != row["text"]:
         raise CacheError(f"{name} in {folder} was made from another text than this attnopt generates.")

@@ -78,3 +78,11 @@ def test_where_nothing_fits_the_reason_is_given(monkeypatch: pytest.MonkeyPatch)
         compile_spec(SPECS["padding"], CHIPS["sm_90"], "bfloat16")
     with pytest.raises(CompileError, match="no plan for heads this wide fits"):
         compile_spec(replace(SPECS["padding"], heads=Heads(1, 1, 1, 512, 512)), CHIPS["sm_90"], "bfloat16")
+
+
+def test_pages_are_compiled_for_and_read_back() -> None:
+    said: list[str] = []
+    specs = [(name, SPECS[name]) for name in ("causal", "routed")]
+    made = list(build(specs, (CHIPS["sm_90"],), "bfloat16", said.append, ("forward",), page=16))
+    assert [(name, kernel.layout.page) for name, _, kernel, _ in made] == [("causal", 16)]
+    assert "all rows are computed" in said[-1]

@@ -24,11 +24,18 @@ def test_a_spec_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (found,) = read(out)
     assert found.kernel.spec_key == spec.key
     assert json.loads((out / "manifest.json").read_text())["kernels"][0]["name"] == "mine"
+    given = ["--arch", "sm_80", "--out", str(out), "--spec", str(tmp_path / "mine.json"), "--kind", "decode"]
+    assert main(["aot", *given, "--page", "16"]) == 0
+    assert [(x.kernel.kind, x.kernel.layout.page) for x in read(out)] == [("decode", 16)] * 2
 
 
 @pytest.mark.parametrize(
     ("more", "reason"),
-    [(["--only", "nothing"], "no usual spec"), (["--spec", "/nowhere/x.json"], "cannot be read")],
+    [
+        (["--only", "nothing"], "no usual spec"),
+        (["--page", "-3"], "a page holds at least one key"),
+        (["--spec", "/nowhere/x.json"], "cannot be read"),
+    ],
 )
 def test_misuse_is_said(more: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["aot", "--arch", "sm_90", "--out", str(tmp_path), *more]) == 2

@@ -83,6 +83,22 @@ def test_positions_above_2048_and_huge_logits() -> None:
     assert not verdicts(jobs)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_case_agrees_with_its_keys_in_pages(dtype: str) -> None:
+    """Ragged lengths, one of them 0. A ninth of the cases for each dtype by one template; all under `make triton`."""
+    sizes, place = ((3, 1, 40), (4, 5, 37), (2, 19, 33)), DTYPES.index(dtype)
+    # Several pages a tile, pages that cut tiles, several tiles a page, a page for each key.
+    jobs = [
+        job(name, dtype, sizes[i // 3 % 3], kind=f"paged {kind}", page=(16, 5, 48, 1)[i // 9 % 4], splits=3)
+        for i, name in enumerate(CASES)
+        for kind in ("forward", "decode")
+        if ALL or (i % 9 == 3 * place + i // 9 % 3 and kind == ("forward", "decode")[(i + i // 9) % 2])
+    ]
+    found = verdicts(jobs)
+    assert all("all rows are computed" in x for x in found), found
+    assert len(found) <= 3
+
+
 # Why a case has no kernel for its gradients.
 NO_GRADIENT = ("a divisor that is made from the weights", "its own run of query heads")
 
@@ -140,6 +156,8 @@ MUTATIONS = (
     ),
     ("adds rows past the end", "backward:scale", "p = tl.where(rows_inside &", "p = tl.where(True |"),
     ("joins a split badly", "decode:scale", "l = l * decay + l_part * weight", "l = l * decay + l_part"),
+    ("reads the page of another key", "paged decode:gqa", "slots + k // PAGE", "slots + (k + 1) // PAGE"),
+    ("takes all lengths for one", "paged forward:causal", "b * key_lengths_stride0", "0 * key_lengths_stride0"),
     ("stores too few rows", "scale", "[:, None] < n_q\n", "[:, None] < n_q - 1\n"),
 )
 
@@ -148,6 +166,7 @@ def test_kernels_that_are_broken_on_purpose_are_caught() -> None:
     jobs = []
     for _, case, old, new in MUTATIONS:
         kind, _, name = case.rpartition(":")
-        jobs.append(job(name, "float32", (1, 19, 37), kind=kind or "forward", splits=3, change=[old, new]))
+        batch = 3 if kind.startswith("paged") else 1
+        jobs.append(job(name, "float32", (batch, 19, 37), kind=kind or "forward", splits=3, page=8, change=[old, new]))
     caught = verdicts(jobs)
     assert len(caught) == len(MUTATIONS), caught

@@ -24,14 +24,18 @@ from attnopt.analysis.chosen import lowered
 from attnopt.codegen import triton
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.triton_plans import TritonPlan
+from attnopt.errors import SpecError
 from attnopt.expr import load_names
+from attnopt.runtime.bounds import outside
 from attnopt.runtime.chosen import chosen
-from attnopt.runtime.native import layout_of
+from attnopt.runtime.native import check_entries, layout_of
+from attnopt.runtime.pages import entry
 from attnopt.runtime.triton_gradient import expected
 from attnopt.runtime.triton_launch import Listed
 from attnopt.runtime.triton_load import interpreter_problem, load
 from attnopt.runtime.validate import compare
 from tests.conformance.judge import judge, tensors
+from tests.conformance.paged_inputs import lengths_of, paged
 from tests.conformance.triton_cases import case
 from tests.specs import Sizes
 
@@ -109,6 +113,38 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "ok": verdict.ok, "verdict": str(verdict)}
 
 
+def pages(job: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on one case with ragged lengths and its keys in pages, each entry against its own keys."""
+    item = case(job["case"])
+    batch, n_q, n_k = job["sizes"]
+    inputs = tensors(item.spec, batch, n_q, n_k, "contiguous", getattr(torch, job["dtype"]), 0.5)
+    captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
+    spec, lengths = item.spec.canonical(), lengths_of(batch, n_k)
+    layout = replace(layout_of(k_axes(spec), inputs[0], captures), page=job["page"])
+    emit, more = KINDS[job["kind"].removeprefix("paged ")]
+    given = paged(inputs, lengths, job["page"], captures, item.scalars)
+    for n in {*lengths} - {0}:
+        if outside(spec, inputs[0], inputs[1][:, :, :n], captures, item.scalars):
+            return {**job, "ok": True, "declined": f"loads leave their tensors at {n} keys", "verdict": ""}
+    try:
+        kernel = changed(job, emit(spec, layout, TritonPlan(*job["plan"])))
+    except SpecError as error:
+        return {**job, "ok": True, "declined": str(error), "verdict": ""}
+    pools, given_more = (given.keys.transpose(1, 2), given.values.transpose(1, 2)), {x: job[x] for x in more}
+    out, lse = load(kernel).attention(
+        inputs[0], *pools, *captures, *item.scalars, given.page_table, given.key_lengths, **given_more
+    )
+    for b, n in enumerate(lengths):
+        own = (inputs[0][b : b + 1], *entry(given, b, n))
+        result = out, lse if "lse" in spec.returns else None
+        if not n and not bool((out[b] == 0).all()):
+            return {**job, "ok": False, "verdict": "an entry without keys is not zeros"}
+        verdict = check_entries(spec, own, captures, item.scalars, result, torch.tensor([b]), batch, n_q)
+        if not verdict.ok:
+            return {**job, "ok": False, "verdict": f"entry {b} of {n} keys: {verdict}"}
+    return {**job, "ok": True, "verdict": ""}
+
+
 def backward(job: dict[str, Any]) -> dict[str, Any]:
     """The verdict on the gradients of q, k, v and all floating-point captures of one case."""
     item = case(job["case"])
@@ -150,7 +186,8 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
     repair()
     for job in jobs:
         try:
-            answer = backward(job) if job.get("kind") == "backward" else run(job)
+            kind = job.get("kind", "forward")
+            answer = (backward if kind == "backward" else pages if kind.startswith("paged") else run)(job)
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None:
