@@ -84,7 +84,7 @@ def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, 
         "RESCALE": "  for (int r = 0; r < rows; r += kLanes) raise(r, t);\n"
         "  for (int r = 0; r < rows; ++r) weigh(begin[@BLOCK_OF@], end[@BLOCK_OF@], r, t);",
         "RESCALE_BLOCK": "  for (int r = 0; r < R; r += kLanes) raise(r, t);\n"
-        "  for (int r = 0; r < R; ++r) weigh(begin, end, r, t);",
+        "  for (int r = 0; r < R; ++r) {\n    fetch_part(a, t, q0 + r);\n    weigh(begin, end, r, t);\n  }",
         "START_PART": "  t.max[r] = -INFINITY;\n  store(t.sum + r * kLanes, VF{});",
         "KEEP_PART": _KEEP_MAX,
         "JOIN_PART": _JOIN_MAX,
@@ -116,7 +116,7 @@ def _pointwise(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str
         "SIZE_STORE": "  store(t.size + r * kLanes, size);" if sizes else "",
         "START": "  store(t.size + r * kLanes, VF{});" if sizes else "",
         "RESCALE": "",
-        "RESCALE_BLOCK": "",
+        "RESCALE_BLOCK": "  for (int r = 0; r < R; ++r) fetch_part(a, t, q0 + r);",
         "START_PART": "",
         "KEEP_PART": _KEEP_SUM.format(size=_KEEP_SIZE if sizes else ""),
         "JOIN_PART": _JOIN_SUM.format(size=_JOIN_SIZE if sizes else ""),

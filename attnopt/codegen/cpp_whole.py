@@ -37,6 +37,26 @@ static_assert(kBlockK <= kRun, "the values of all keys are one run");
 INLINE float* in_place(float* out) { return out; }
 template <class T> INLINE float* in_place(T*) { return nullptr; }
 
+// Asks for a part of what is computed next, query i's share, so that memory and products work side by side: small heads
+// are over before the hardware has seen where they lead. A few lines at a time: what exceeds the misses that a core can
+// have under way holds up everything behind it.
+template <class T> INLINE void fetch(const T* base, const int64_t* stride, int first, int last, int width) {
+  if (stride[3] != 1) return;
+  for (int64_t row = first; row < last; ++row)
+    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + row * stride[2] + d);
+}
+INLINE void fetch_part(const Args& a, const Scratch& t, int64_t query) {
+  if (t.next == 0) return;
+  const int64_t b = t.next / kKeyHeads, head = t.next % kKeyHeads;
+  const int i = int(query), n_k = int(a.n_k), n_q = int(a.n_q);
+  const int first = n_k * i / n_q, last = n_k * (i + 1) / n_q;
+  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, first, last, kD);
+  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, first, last, kDv);
+  if (kHeads != kKeyHeads) return;
+  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, i, i + 1, kD);
+  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, i, i + 1, kDv);
+}
+
 // Queries [q0, q0 + R) of one head from their scores to their results.
 template <int R>
 void row_block(const Args& a, int64_t b, int64_t h, int64_t q0, const float* panels, const float* values, Scratch& t) {
@@ -78,31 +98,11 @@ void row_block(const Args& a, int64_t b, int64_t h, int64_t q0, const float* pan
 typedef void (*RowBlock)(const Args&, int64_t, int64_t, int64_t, const float*, const float*, Scratch&);
 @WHOLE_DISPATCH@
 
-// Asks for a part of the rows of what is computed next, so that memory and products work side by side: small heads are
-// over before the hardware has seen where they lead.
-template <class T> INLINE void fetch(const T* base, const int64_t* stride, int first, int last, int width) {
-  if (stride[3] != 1) return;
-  for (int64_t row = first; row < last; ++row)
-    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(base + row * stride[2] + d);
-}
-INLINE void fetch_part(const Args& a, int64_t b, int64_t head, int i, int blocks) {
-  const int n_k = int(a.n_k), n_q = int(a.n_q);
-  const int first = n_k * i / blocks, last = n_k * (i + 1) / blocks;
-  fetch(a.k + b * a.k_stride[0] + head * a.k_stride[1], a.k_stride, first, last, kD);
-  fetch(a.v + b * a.v_stride[0] + head * a.v_stride[1], a.v_stride, first, last, kDv);
-  if (kHeads != kKeyHeads) return;
-  const int q0 = n_q * i / blocks, q1 = n_q * (i + 1) / blocks;
-  fetch(a.q + b * a.q_stride[0] + head * a.q_stride[1], a.q_stride, q0, q1, kD);
-  fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, q0, q1, kDv);
-}
-
 // Queries [q0, q0 + rows) of one head, in blocks of equal height.
 void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const float* panels, const float* values,
                 Scratch& t) {
   const int blocks = (rows + kRows - 1) / kRows;
-  const int64_t next = t.next < a.n_b * kKeyHeads ? t.next : 0;
   for (int i = 0; i < blocks; ++i) {
-    if (next) fetch_part(a, next / kKeyHeads, next % kKeyHeads, i, blocks);
     const int begin = rows * i / blocks, end = rows * (i + 1) / blocks;
     kRowBlock[end - begin](a, b, h, q0 + begin, panels, values, t);
   }
@@ -112,6 +112,6 @@ void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const
 # What a thread remembers of the rows at hand and of the head that it takes next, and where the driver says so.
 NEXT = {
     "COPIES": "  float factor[kStats];\n  int64_t next;  // head of keys to ask for meanwhile; 0 for none",
-    "NEXT": "      buffers.scratch[me].next = a.n_q <= kMostQ ? item + 1 : 0;",
+    "NEXT": "      buffers.scratch[me].next = a.n_q <= kMostQ && item + 1 < items ? item + 1 : 0;",
     "NO_NEXT": "    scratch.next = 0;",
 }

@@ -330,7 +330,7 @@ INLINE KeyRange key_range(const Args& a, int64_t b, int64_t h, int64_t q0, int64
 }
 
 // Scratch of one thread for one tile of queries. `top` and `sum` have one entry a lane: they meet when all is done.
-struct Scratch {
+struct alignas(64) Scratch {  // and the panels behind it begin with a cache line
   float q[kTileQ * kDepth], s[kTileQ * kBlockK], out[kTileQ * kWidth];
   float sum[kStats * kLanes], scale[kStats];
   float top[kStats * kLanes], max[kStats], shift[kStats];
