@@ -36,6 +36,8 @@ class Parts:
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Tensor, None]:
         form, width = self.form, self.form.width
+        if q.dtype == torch.float64:  # the operator's log-sum-exp is fp32
+            return chunked(self.spec, form, q, k, v, captures, scalars), None
         near, lse = self.run(q[..., :width], k[..., :width], v, list(captures), list(scalars), form.near.text)
         scope = _plain(self.spec, q, k, captures, scalars)
         inputs = (q[..., width:], k[..., width:], v)

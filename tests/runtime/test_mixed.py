@@ -71,7 +71,7 @@ def test_reference_and_chunks_are_the_formula(name: str, sizes: tuple[int, int])
     torch.testing.assert_close(mixed.chunked(given, form, *qkv, captures), golden, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SPECS)
 def test_the_operator_runs_the_parts(name: str, dtype: torch.dtype) -> None:
     given = SPECS[name]
