@@ -94,7 +94,9 @@ def optimize(
         ShapeError: for inputs that do not fit the model's device or, later, the captured shapes.
     """
     check_call(model, args, kwargs)
-    _check_rewrites(model, rewrites)
+    if rewrites is not None and not isinstance(rewrites, Iterable):
+        raise OptionError(f"rewrites must be a sequence: write rewrites=[{type(rewrites).__name__}(...)].")
+    model = _original(model)
     settings = Settings(
         tuple(rewrites or ()), tolerance, calibration, dynamic_shapes, rest, validate, strict, Options.make(options)
     )
@@ -109,6 +111,7 @@ def explain(
 ) -> Report:
     """The report that `optimize` with the same arguments would start from. Changes and compiles nothing."""
     check_call(model, args, kwargs)
+    model = _original(model)
     known = {"rewrites", "tolerance", "calibration", "dynamic_shapes", "rest", "validate", "strict", "options"}
     if set(same) - known:
         raise OptionError(f"unknown arguments {sorted(set(same) - known)}; known are {sorted(known)}.")
@@ -142,15 +145,20 @@ def check_call(model: Any, args: Any, kwargs: Any) -> None:
         raise OptionError(f"kwargs must be a mapping of names to inputs, not {type(kwargs).__name__}.")
 
 
-def _check_rewrites(model: nn.Module, rewrites: Any) -> None:
-    if rewrites is not None and not isinstance(rewrites, Iterable):
-        raise OptionError(f"rewrites must be a sequence: write rewrites=[{type(rewrites).__name__}(...)].")
-    done = [d.rewrite for d in (getattr(model, "_decisions", None) or ()) if d.sites]
-    if isinstance(model, OptimizedModule) and done and (rewrites or model.added()):
-        raise OptionError(
-            f"model is the result of approximate rewrites ({', '.join(dict.fromkeys(done))}) and its code is still "
-            "that of the model before them: optimize that model instead, with all rewrites in one call."
-        )
+def _original(model: nn.Module) -> nn.Module:
+    """The model itself, or the one that an optimised model was made of: its parameters are the same ones."""
+    for name, part in model.named_modules():
+        done = [d.rewrite for d in part.__dict__.get("_decisions") or () if d.sites]
+        if done:
+            raise OptionError(
+                f"{name or 'model'} is the result of approximate rewrites ({', '.join(dict.fromkeys(done))}) and its "
+                "code is still that of the model before them: optimize that model instead, with all rewrites in one "
+                "call; after ShareKV and PruneHeads alone, attnopt.standalone gives one that may be optimized again."
+            )
+    if not isinstance(model, OptimizedModule):
+        return model
+    model._source.training = model.training
+    return model._source  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

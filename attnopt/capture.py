@@ -6,6 +6,7 @@ The only user of `torch.export` and of Dynamo's graphs. Knows nothing of attenti
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,8 @@ class Captured:
     """A model as a graph. Placeholders: the states by name, then the flattened inputs.
 
     `states` are qualified names of parameters and buffers; `constants` are tensors that the trace made. `functions`
-    names the `torch.autograd.Function`s whose forward, and not their own gradient, is in the graph.
+    names the `torch.autograd.Function`s whose forward, and not their own gradient, is in the graph; `parameters` are
+    those of the model's forward that may be given by position.
     """
 
     gm: fx.GraphModule
@@ -52,6 +54,7 @@ class Captured:
     out_spec: Any
     training: bool
     functions: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @property
     def scalars(self) -> dict[str, torch.Tensor]:
@@ -71,16 +74,31 @@ class Captured:
         }
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The inputs as the graph takes them. Raises `ShapeError` if they are not what was captured."""
-        kwargs = _in_order(self.in_spec, kwargs)
-        leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        """The inputs, by position or by name, as the graph takes them. Raises `ShapeError` if others were captured."""
+        leaves, spec = _flat(self.in_spec, args, kwargs)
         if spec != self.in_spec:
+            leaves, spec = _flat(self.in_spec, *self._by_name(args, kwargs))
+        if spec != self.in_spec:
+            asked, saw = _arrangement(self.in_spec), _arrangement(pytree.tree_structure((tuple(args), dict(kwargs))))
+            if asked == saw:
+                asked, saw = str(self.in_spec), str(spec)
             raise ShapeError(
-                f"the inputs are arranged differently from those captured: asked for {self.in_spec}, saw {spec}. "
+                f"the inputs are arranged differently from those captured: asked for {asked}, saw {saw}. "
                 "Call with the same arguments, or call attnopt.optimize again with these."
             )
         check_inputs(self.leaves, self.ranges, leaves)
         return leaves
+
+    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The same inputs, as many of them by position as were captured so, where their names are known."""
+        known = self.parameters[: len(args)]
+        if len(known) < len(args) or set(known) & set(kwargs):
+            return args, kwargs
+        named = {**dict(zip(known, args, strict=True)), **kwargs}
+        first = self.parameters[: _children(self.in_spec)[0].num_children]
+        if set(first) - set(named):
+            return args, kwargs
+        return [named.pop(name) for name in first], named
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -112,7 +130,12 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             "would replace its gradient by that of its forward."
         )
     captured = _from_program(program, model.training, (apart, named))
-    return replace(captured, functions=tuple(sorted(functions)))
+    return replace(captured, functions=tuple(sorted(functions)), parameters=_parameters(model))
+
+
+def _parameters(model: nn.Module) -> tuple[str, ...]:
+    found = inspect.signature(model.forward).parameters.values()
+    return tuple(p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -243,9 +266,27 @@ def _evaluate(text: str, bound: Mapping[str, int]) -> int:
     return walk(ast.parse(text, mode="eval"))
 
 
+def _children(in_spec: Any) -> tuple[Any, Any]:
+    """The specs of the arguments by position and of those by name."""
+    positional, named = (in_spec.child(i) for i in (0, 1)) if hasattr(in_spec, "child") else in_spec.children_specs
+    return positional, named
+
+
 def _in_order(in_spec: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    names = list(in_spec.child(1).context) if hasattr(in_spec, "child") else list(in_spec.children_specs[1].context)
+    names = list(_children(in_spec)[1].context)
     return {n: kwargs[n] for n in names} if set(names) == set(kwargs) else kwargs
+
+
+def _flat(in_spec: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    return pytree.tree_flatten((tuple(args), dict(_in_order(in_spec, kwargs))))
+
+
+def _arrangement(spec: Any) -> str:
+    """How many arguments are given by position, and which ones by name, in words."""
+    positional, named = _children(spec)
+    count, names = positional.num_children, ", ".join(named.context)
+    by_name = f"by name {names}" if names else "none by name"
+    return f"{count or 'no'} argument{'' if count == 1 else 's'} by position and {by_name}"
 
 
 def _check_devices(model: nn.Module, args: Any, kwargs: Any) -> None:

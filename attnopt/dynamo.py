@@ -152,6 +152,12 @@ def compile_with_dynamo(
 ) -> tuple[DynamoModule, Report]:
     """The other way: graphs as Dynamo breaks them, compiled while the model runs once on the inputs."""
     if any(getattr(r, "contract", None) is not None for r in settings.rewrites):
+        packed = next((n for n, part in fast._source.named_modules() if ".quantized." in type(part).__module__), None)
+        if packed is not None:
+            raise CaptureError(
+                f"approximate rewrites change weights and graphs, and the quantised weights of {packed} are packed: "
+                "rewrite the model before it is quantised."
+            )
         raise CaptureError(f"approximate rewrites need a whole graph, and there is none. {why}")
 
     def note(text: str) -> None:

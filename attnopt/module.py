@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from attnopt.capture import Captured, share
-from attnopt.errors import OptionError
+from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import ADDED
 from attnopt.options import Options
 from attnopt.patterns.known import KNOWN
@@ -145,11 +145,20 @@ class OptimizedModule(nn.Module):
         """What the original's forward returns, of the same type."""
         compiled = self._compiled.get(self._modes())
         if compiled is None or compiled.stale:
+            if torch.compiler.is_compiling():
+                return self._traced(args, kwargs)
             compiled = self.compile_for(args, kwargs)
         if compiled.loses_gradient(args, kwargs) and full_size(self) is self._source:
             self._source.training = self.training
             return self._source(*args, **kwargs)
         return compiled(args, kwargs)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Inside of another capture, before a graph of its own was made: the original, where it computes the same."""
+        if any(decision.sites for decision in self._decisions or ()):
+            raise CaptureError("a model after approximate rewrites must be called once before it is traced.")
+        self._source.training = self.training
+        return self._source(*args, **kwargs)
 
     def compile_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Capture, rewrite and validate for these inputs in the present mode."""

@@ -54,7 +54,7 @@ CALLS = (
     ((X[:, :4],), {}, "dimension 1 of input .* must be 5; saw 4"),
     ((X.double(),), {}, "captured as torch.float32 .* saw torch.float64"),
     ((X[0],), {}, "3 dimensions; saw .* 2"),
-    ((X, X), {}, "arranged differently"),
+    ((X, X), {}, "asked for 1 argument by position and none by name, saw 2 arguments by position and none by name"),
     ((X,), {"keep": None}, "arranged differently"),
     ((X.to("meta"),), {}, "on cpu .* on meta"),
     ((3,), {}, "must be a tensor; saw int"),
@@ -67,6 +67,21 @@ def test_other_inputs_than_captured(args: tuple[Any, ...], kwargs: dict[str, Any
     fast = attnopt.optimize(SelfAttention().eval(), (X,), dynamic_shapes=({0: BATCH[0]},), validate=False)
     with pytest.raises(ShapeError, match=message):
         fast(*args, **kwargs)
+
+
+def test_arguments_by_name_or_by_position() -> None:
+    model, keep = SelfAttention().eval(), torch.ones(2, 5, dtype=torch.bool)
+    by_position = attnopt.optimize(model, (X, keep), validate=False)
+    by_name = attnopt.optimize(model, (), {"x": X, "keep": keep}, validate=False)
+    with torch.no_grad():
+        wanted = by_position(X, keep)
+        for fast in (by_position, by_name):
+            assert torch.equal(fast(keep=keep, x=X), wanted)
+            assert torch.equal(fast(X, keep=keep), wanted)
+            with pytest.raises(ShapeError, match="saw 1 argument by position and by name x"):
+                fast(X, x=X)
+            with pytest.raises(ShapeError, match="saw no arguments by position and by name keep, y"):
+                fast(keep=keep, y=X)
 
 
 def test_constants_are_part_of_the_capture() -> None:

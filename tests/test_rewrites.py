@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import attnopt
-from attnopt.errors import OptionError
+from attnopt.errors import CaptureError, OptionError
 from attnopt.rewrites import MixHeads, PruneHeads, ShareKV, Tolerance
 from tests.passes.tiny import model
 
@@ -74,6 +74,17 @@ def test_losses_and_rewrites_that_are_none_get_one_error() -> None:
             attnopt.optimize(module, (x,), rewrites=rewrites, tolerance=ANY)  # type: ignore[arg-type]
 
 
+class Around(nn.Module):
+    """A model with another one inside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)[..., :24]
+
+
 def test_a_result_of_approximate_rewrites_is_no_start_for_others() -> None:
     module, x = _tiny()
     given = [PruneHeads(heads={0: [1]})]
@@ -81,8 +92,31 @@ def test_a_result_of_approximate_rewrites_is_no_start_for_others() -> None:
     mixed = attnopt.optimize(module, (x,), rewrites=[MixHeads(1, 1, always=True)], tolerance=ANY, calibration=[(x,)])
     with pytest.raises(OptionError, match=r"\(prune_heads\).*with all rewrites in one call"):
         attnopt.optimize(pruned, (x,), rewrites=given, tolerance=ANY)
-    with pytest.raises(OptionError, match=r"\(mix_heads\).*with all rewrites in one call"):
+    with pytest.raises(OptionError, match=r"^model is .*\(mix_heads\).*with all rewrites in one call"):
         attnopt.optimize(mixed, (x,))
+    with pytest.raises(OptionError, match=r"^inner is .*\(prune_heads\).*with all rewrites in one call"):
+        attnopt.explain(Around(pruned), (x,))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_quantised_weights_are_one_clear_error() -> None:
+    module, x = model("separate")
+    packed = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    for rewrite in (ShareKV(1, method="mean"), PruneHeads(heads={0: [1]})):
+        with pytest.raises(CaptureError, match="the quantised weights of q are packed: rewrite the model before"):
+            attnopt.optimize(packed, (x,), rewrites=[rewrite], tolerance=ANY)
+
+
+def test_an_exact_result_is_a_start_like_the_model_before() -> None:
+    module, x = _tiny()
+    exact = attnopt.optimize(module, (x,), validate=False)
+    again = attnopt.optimize(exact, (x,), rewrites=[PruneHeads(heads={0: [1]})], tolerance=ANY, validate=False)
+    assert again.report.rewritten == 1
+    assert len(attnopt.explain(exact, (x,)).sites) == 1
+    outer = attnopt.optimize(Around(attnopt.optimize(module)), (x,), validate=False)
+    assert [site.module_path for site in outer.report.sites] == ["inner"]
+    with torch.no_grad():
+        torch.testing.assert_close(outer(x), module(x)[..., :24])
 
 
 def test_rewrites_of_later_versions_say_so() -> None:

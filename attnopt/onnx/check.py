@@ -43,13 +43,15 @@ def _wide(x: Any) -> Any:
 
 
 def verdict(
-    original: fx.GraphModule, states: Sequence[Any], leaves: Sequence[Any], session: Session, names: Sequence[str]
-) -> Verdict:
+    original: fx.GraphModule, states: Sequence[Any], leaves: Sequence[Any], session: Session, names: Sequence[str],
+    elementary: bool = False,
+) -> Verdict:  # fmt: skip
     """The session's results as one vector against the graph's, by the kernel-exact contract.
 
     Args:
         original: the captured graph before lowering; takes `states`, then `leaves`.
         names: of the tensors among the leaves.
+        elementary: whether some attention is made of elementary operators.
     """
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     found = session(names, tensors)
@@ -64,7 +66,8 @@ def verdict(
     floats = [i for i, x in enumerate(eager) if x.is_floating_point()]
     if not floats:
         return Verdict(True, 0.0, 0.0, 0.0, 0.0)
-    return compare(*(torch.cat([xs[i].flatten() for i in floats]) for xs in (golden, eager, found)))
+    joined = (torch.cat([xs[i].flatten() for i in floats]) for xs in (golden, eager, found))
+    return compare(*joined, elementary=elementary)
 
 
 def other_leaves(captured: Captured, leaves: Sequence[Any]) -> list[Any] | None:

@@ -20,6 +20,7 @@ from attnopt.module import Compiled, OptimizedModule
 from attnopt.nested import copied
 from attnopt.onnx import naming, probe, program
 from attnopt.onnx.check import check_file, other_leaves, verdict
+from attnopt.onnx.operators import REFERENCE
 from attnopt.onnx.require import check_path, check_target, package
 from attnopt.onnx.session import Session, check_runtime
 from attnopt.onnx.sites import Attention, install
@@ -160,7 +161,8 @@ class _Job:
             files = program.save(made, Path(folder) / path.name, self.external)
             figures["onnx"] = _counted(made, self.target, self.opset, files)
             if self.validate:
-                figures |= self._checked(files[0], original, captured, states, leaves, inputs, notes)
+                loose = any(REFERENCE in (site.kernel or "") for site in report.sites)
+                figures |= self._checked(files[0], original, captured, (states, leaves), inputs, notes, loose)
             # The weights first: a model is never there without them.
             for file in reversed(files):
                 os.replace(file, path.parent / file.name)
@@ -177,10 +179,11 @@ class _Job:
         return program.build(program.Exportable(self.fast, compiled), tensors, self.opset, shapes, inputs, outputs)
 
     def _checked(
-        self, path: Path, original: Any, captured: Captured, states: Any, leaves: Any, inputs: list[str],
-        notes: list[str],
+        self, path: Path, original: Any, captured: Captured, given: tuple[Any, Any], inputs: list[str],
+        notes: list[str], loose: bool,
     ) -> dict[str, Any]:  # fmt: skip
         """Figures of the comparisons. Raises `ValidationError` if the file is not the model."""
+        states, leaves = given
         check_file(path)
         double = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in (*states, *leaves))
         if double:
@@ -189,7 +192,7 @@ class _Job:
             session = Session(path, basic=double)
         except AttnoptError as error:
             raise ValidationError(f"the exported model cannot be loaded: {error}") from error
-        figures = {"validation": _held(verdict(original, states, leaves, session, inputs), "the example inputs")}
+        figures = {"validation": _held(verdict(original, states, leaves, session, inputs, loose), "the example inputs")}
         other = other_leaves(captured, leaves)
         if other is not None:
             shapes = ", ".join(str(list(x.shape)) for x in other if isinstance(x, torch.Tensor))
@@ -199,7 +202,7 @@ class _Job:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
                 notes.append(f"not compared at other sizes ({shapes}): the model itself fails there: {first}")
                 return figures
-            checked = verdict(original, states, other, session, inputs)
+            checked = verdict(original, states, other, session, inputs, loose)
             figures["validation at other sizes"] = {"sizes": shapes, **_held(checked, f"inputs of {shapes}")}
         return figures
 

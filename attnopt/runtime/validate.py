@@ -32,8 +32,9 @@ class Verdict:
 
 
 def compare(
-    golden: Tensor, eager: Tensor, kernel: Tensor, gradients: bool = False, nudged: Sequence[Tensor] = ()
-) -> Verdict:
+    golden: Tensor, eager: Tensor, kernel: Tensor, gradients: bool = False, nudged: Sequence[Tensor] = (),
+    elementary: bool = False,
+) -> Verdict:  # fmt: skip
     """Judge a kernel's result by the contract "the same mathematics in another order".
 
     `rms(K-G) <= 1.2 rms(E-G) + eps rms(G)` and `max|K-G| <= 2 max|E-G| + 2 ulp(max|G|)`, with factors 1.5 and 3 for
@@ -45,6 +46,9 @@ def compare(
         nudged: fp64 runs at inputs moved by some roundings. Where the mathematics itself is that sensitive (logits
             so large that keys tie), their distance from golden counts where it is larger than eager's: no stable
             algorithm can do better, and eager may have been lucky.
+        elementary: the kernel is made of another engine's elementary operators, whose products are summed in its own
+            order (ONNX Runtime's sums of 512 products were measured to be 1.7 times as far off as torch's): factors 2
+            and 4.
     """
     if golden.shape != kernel.shape or eager.shape != kernel.shape:
         shapes = f"{tuple(golden.shape)}, {tuple(eager.shape)}, {tuple(kernel.shape)}"
@@ -68,7 +72,7 @@ def compare(
     for run in nudged:
         rms_nudged, top_nudged = _errors(torch.nan_to_num(run.detach().to(torch.float64)[usable]), g)
         rms_eager, top_eager = max(rms_eager, rms_nudged), max(top_eager, top_nudged)
-    share, peak = (1.5, 3.0) if gradients else (1.2, 2.0)
+    share, peak = (2.0, 4.0) if elementary else (1.5, 3.0) if gradients else (1.2, 2.0)
     reason = ""
     if rms > share * rms_eager + eps * float(g.square().mean().sqrt()):
         reason = f"rms error above {share:g} times eager's"

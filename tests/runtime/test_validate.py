@@ -34,6 +34,13 @@ def test_gradients_have_wider_factors() -> None:
     assert compare(G, E, wider, gradients=True).ok
 
 
+def test_elementary_operators_of_another_engine_have_the_widest() -> None:
+    most = G + 2.0 * (E.double() - G)
+    assert not compare(G, E, most + 1e-6 * most.sign(), gradients=True).ok
+    assert compare(G, E, most, elementary=True).ok
+    assert not compare(G, E, most + 1e-6 * most.sign(), elementary=True).ok
+
+
 def test_nan_and_infinity_have_to_match() -> None:
     golden, eager = G.clone(), E.clone()
     golden[3], eager[3] = torch.nan, torch.nan
