@@ -38,6 +38,7 @@ from attnopt.codegen.triton_parts import (
     printer_of,
     score_parts,
 )
+from attnopt.codegen.triton_readers import by_runs
 from attnopt.codegen.triton_tables import SOME_KEY, sink_gradient, table_gradients
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
@@ -47,11 +48,8 @@ _ROW = "(tl.cast(b, tl.int64) * HEADS + h) * n_q + q"
 
 def undifferentiable(spec: AttentionSpec, learned: Sequence[str]) -> str | None:
     """Why there is no Triton kernel for the gradients; None if there is one. Raises `SpecError` as `backward` does."""
-    heads = spec.heads
     if isinstance(spec.normalizer, Pointwise) and ex.depends(spec.normalizer.divide, ex.t, ex.a):
         return "the Triton kernel has no gradient of a divisor that is made from the weights"
-    if not heads.k_map == heads.v_map == tuple(h // max(1, heads.q // heads.k) for h in range(heads.q)):
-        return "the Triton kernel has gradients of keys where each has its own run of query heads"
     others = {name: e for name, e in spec.expressions.items() if name not in ("score", "keep")}
     for load in ex.loads(*others.values()):
         if load.args[0].name in learned and load != others.get("sink"):
@@ -224,9 +222,10 @@ def _queries(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tup
 
 
 def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
-    """DK and dV: a tile of keys, all query heads of its group, the tiles of queries that may keep any of them."""
-    made = score_parts(spec, layout)
-    given = _given(spec, layout, [("dk", layout.dtype, 4), ("dv", layout.dtype, 4)])
+    """DK and dV: a tile of keys, the query heads of its run or one, the tiles of queries that may keep any of them."""
+    made, runs = score_parts(spec, layout), by_runs(spec.heads)
+    dtype = layout.dtype if runs else "float32"
+    given = _given(spec, layout, [("dk", dtype, 4), ("dv", dtype, 4)])
     state, group = ["grad_k", "grad_v"], spec.heads.q // spec.heads.k
     weights = _weights(made)
     body = ["q0 = tile * BLOCK_M", *_tile_of_queries(), *_known(spec, layout), *made.printer.row]
@@ -240,21 +239,22 @@ def _keys(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
     setup = [
         "key_tiles = tl.cdiv(n_k, BLOCK_N)",
         "k0 = tl.program_id(0) % key_tiles * BLOCK_N",
-        f"key_head = tl.program_id(0) // key_tiles % {spec.heads.k}",
-        f"b = tl.program_id(0) // key_tiles // {spec.heads.k}",
+        f"{'key_head' if runs else 'h'} = tl.program_id(0) // key_tiles % {spec.heads.k if runs else 'HEADS'}",
+        f"b = tl.program_id(0) // key_tiles // {spec.heads.k if runs else 'HEADS'}",
         "d = tl.arange(0, BLOCK_D)",
         "dv = tl.arange(0, BLOCK_DV)",
-        *key_bases(spec)[1:],
+        *key_bases(spec)[runs:],
         *loads,
         "tiles = tl.cdiv(n_q, BLOCK_M)",
         "grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)",
         "grad_v = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)",
     ]
-    inner = [f"h = key_head * {group} + member", *_seen(made)]
-    wanted = _wanted(loop, given, [*setup, *inner[:1]], state)
+    inner = [*([f"h = key_head * {group} + member"] if runs else []), *_seen(made)]
+    wanted = _wanted(loop, given, [*setup, *inner[:runs]], state)
     call = [f"{', '.join(state)},", *wrapped(wanted[2:]), "begin, end, True,"]
     inner += [f"{', '.join(state)} = visit_queries(", *indent(call), ")"]
-    main = [*setup, f"for member in range({group}):", *indent(inner), *_store_keys(spec)]
+    inner = [f"for member in range({group}):", *indent(inner)] if runs else inner
+    main = [*setup, *inner, *_store_keys(spec, runs)]
     about = "Tiles [lo, hi) of queries: their part of dK and dV."
     function = _function("visit_queries", about, state, wanted, loop)
     return f"{function}\n\n\n{kernel_text('attention_dkv', 'dK and dV of one tile of keys.', given, main)}", given
@@ -285,11 +285,11 @@ def _seen(made: Parts) -> list[str]:
     return ["begin = tiles", "end = tiles * 0", "for tile in range(0, tiles):", *indent(scan)]
 
 
-def _store_keys(spec: AttentionSpec) -> list[str]:
+def _store_keys(spec: AttentionSpec, runs: bool) -> list[str]:
     lines = ["keys_inside = k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"]
     for name, width, offset, bound in (("k", spec.heads.d_qk, "d", "D_QK"), ("v", spec.heads.d_v, "dv", "D_V")):
         inside = f"keys_inside & ({offset}[None, :] < {bound})" if padded(width) else "keys_inside"
-        head = f"tl.cast({'key' if name == 'k' else 'value'}_head, tl.int64)"
+        head = f"tl.cast({('key_head' if name == 'k' else 'value_head') if runs else 'h'}, tl.int64)"
         lines += [
             f"d{name}_base = d{name}_ptr + tl.cast(b, tl.int64) * d{name}_stride0 + {head} * d{name}_stride1",
             f"d{name}_at = d{name}_base + tl.cast(k0 + tl.arange(0, BLOCK_N)[:, None], tl.int64) * d{name}_stride2",

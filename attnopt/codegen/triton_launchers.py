@@ -10,6 +10,7 @@ from attnopt.codegen.triton_forward import Argument
 from attnopt.codegen.triton_gather import launch_list
 from attnopt.codegen.triton_pages import NAMES
 from attnopt.codegen.triton_parts import row_ends
+from attnopt.codegen.triton_readers import ADDED, BY_HEAD, by_runs, readers
 from attnopt.spec import AttentionSpec
 
 
@@ -135,11 +136,11 @@ def launch_arguments(given: Iterable[Argument], captures: Sequence[str]) -> list
 
 def backward_launcher(spec: AttentionSpec, given: Mapping[str, Sequence[Argument]], learned: Sequence[str]) -> str:
     """The function that launches the kernels of the gradients."""
-    captures, heads = [c.name for c in spec.captures], spec.heads.q
+    captures, heads, runs = [c.name for c in spec.captures], spec.heads.q, by_runs(spec.heads)
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
     grids = {
         "attention_delta": f"(triton.cdiv(n_q, BLOCK_M.value) * batch * {heads}, 1, 1)",
-        "attention_dkv": f"(triton.cdiv(k.shape[2], BLOCK_N.value) * batch * {spec.heads.k}, 1, 1)",
+        "attention_dkv": f"(triton.cdiv(k.shape[2], BLOCK_N.value) * batch * {spec.heads.k if runs else heads}, 1, 1)",
         "attention_dq": f"(triton.cdiv(n_q, BLOCK_M.value) * batch * {heads}, 1, 1)",
     }
     tables = [f"grad_{name}" for name in captures if name in learned]
@@ -148,7 +149,7 @@ def backward_launcher(spec: AttentionSpec, given: Mapping[str, Sequence[Argument
         "if dlse is None:",
         "    dlse = torch.zeros_like(lse)",
         "delta = q.new_empty((batch, heads, n_q), dtype=torch.float32)",
-        "dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))",
+        "dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))" if runs else BY_HEAD,
         *(
             f"{x} = torch.zeros({x.removeprefix('grad_')}_tensor.shape, dtype=torch.float32, device=q.device)"
             for x in tables
@@ -157,9 +158,11 @@ def backward_launcher(spec: AttentionSpec, given: Mapping[str, Sequence[Argument
     for name, arguments in given.items():
         lines += [f"{name}[{grids[name]}](", *(f"    {line}" for line in launch_arguments(arguments, captures))]
         lines += ["    **OPTIONS,", ")"]
+    lines += [] if runs else [ADDED]
     lines.append(f"return {', '.join(['dq', 'dk', 'dv', *tables])}")
     return "\n".join(
         [
+            *([] if runs else readers(spec.heads)),
             f"def attention_backward({', '.join(['q', 'k', 'v', *names])}, out, lse, grad, dlse=None):",
             '    """dQ, dK and dV, contiguous, and in fp32 the gradients of the tables that have one.',
             "",

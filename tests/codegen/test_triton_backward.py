@@ -38,7 +38,6 @@ def test_text_is_golden(golden: object) -> None:
     ("name", "change", "learned", "reason"),
     [
         ("plain", {"normalizer": Pointwise(ex.Maximum(ex.t, 1))}, (), "divisor"),
-        ("head_table", {}, (), "own run of query heads"),
         ("gate", {}, ("gain",), "no gradient of gain"),
     ],
 )
@@ -47,6 +46,16 @@ def test_what_has_no_kernel_is_said(name: str, change: dict, learned: tuple[str,
     assert reason in (undifferentiable(spec.canonical(), learned) or "")
     with pytest.raises(SpecError, match=reason):
         triton.emit_backward(spec, layout(spec), PLAN, learned)
+
+
+def test_heads_that_are_read_out_of_order_are_added_up_by_the_launcher() -> None:
+    made = triton.emit_backward(case("head_table").spec, layout(case("head_table").spec), PLAN).source
+    assert "KEY_READERS = [[0, 4], [2, 3], [1]]" in made
+    assert "VALUE_READERS = [[1, 2], [0, 3, 4]]" in made
+    assert "for member in range" not in made
+    runs = triton.emit_backward(case("gqa").spec, layout(case("gqa").spec), PLAN).source
+    assert "READERS" not in runs
+    assert "for member in range" in runs
 
 
 def test_a_score_without_a_derivative_is_declined() -> None:

@@ -15,6 +15,8 @@ from tests.specs import CASES, Case, Maker, Sizes
 
 _HEADS = Heads(2, 1, 1, 16, 16)
 _S = ex.number(16**-0.5) * s
+# Heads of keys and of values are shared differently; one of the values is read by none.
+_TWO_MAPS = Heads(4, 2, 3, 16, 24, (0, 1, 0, 1), (2, 0, 0, 2))
 _CAUSAL = k <= q
 _LOCAL = ex.load("bias", b, q, k)
 
@@ -64,6 +66,7 @@ EXTRA: tuple[Case, ...] = (
     _case("waves", score=_S + sp.sin(q * sp.Rational(1, 3)) * sp.cos(k * sp.Rational(1, 5)) + sp.erf(_S)),
     _case("signs", score=_S + sp.sign(q - k) * sp.Rational(1, 3) - sp.Abs(q - k) * sp.Rational(1, 16)),
     _case("head_and_batch", score=_S + h - b, normalizer=Softmax(h - sp.Rational(1, 2)), returns=("lse",)),
+    _case("two_maps", heads=_TWO_MAPS, keep=_CAUSAL, score=ex.number(16**-0.5) * s),
     _case("remainders", keep=sp.Or(sp.Eq(ex.Mod(k - 5 * q, 7), 0), sp.Eq(ex.FloorDiv(q - k, 3), -1)), empty_row=EmptyRow.ZERO),
 )  # fmt: skip
 
