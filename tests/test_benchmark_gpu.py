@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
+from attnopt.runtime.pages import entries
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -40,8 +42,9 @@ def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
     assert len(rows) == len(some)
     assert script.main(["--dry", "--out", str(tmp_path), "--only", "sink"], rows) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(report["correctness"]) == 3 * 3 * 3
-    assert {c["kind"] for c in report["correctness"]} == {"forward", "decode", "backward"}
+    assert len(report["correctness"]) == 3 * 3 * 3 + 3 * 2
+    kinds = {"forward", "decode", "backward", "paged", "paged prefill"}
+    assert {c["kind"] for c in report["correctness"]} == kinds
     assert all(c["ok"] and "dry" in c["note"] for c in report["correctness"])
     assert all("decode" in c["note"] for c in report["correctness"] if c["kind"] == "decode")
     assert report["plans"] >= 8
@@ -53,7 +56,7 @@ def test_a_dry_run_takes_every_step(script: ModuleType, tmp_path: Path) -> None:
     assert set(report["expected"]) == set(script.BUDGET)
     page = (tmp_path / "gpu.md").read_text()
     assert "| attention |" in page
-    assert "27 of 27 calls right" in page
+    assert "33 of 33 calls right" in page
 
 
 def test_without_a_gpu_it_says_so(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +123,27 @@ def test_kernels_of_linear_attention_are_checked_forward_and_backward(script: Mo
             verdict = script.check.judged(one, script.CHIPS["sm_90"], False)
             assert verdict["ok"]
             assert verdict["note"].startswith("dry: ")
+
+
+def test_kernels_of_pages_are_checked_by_both_templates(script: ModuleType) -> None:
+    found = [c for c in script.check.checks(["window", "bias", "dense"]) if "paged" in c.kind]
+    assert {(c.spec, c.kind, c.dtype) for c in found} == {
+        (spec, kind, "bfloat16") for spec in ("window", "bias") for kind in ("paged", "paged prefill")
+    }
+    with FakeTensorMode():
+        for one in found:
+            verdict = script.check.judged(one, script.CHIPS["sm_90"], False)
+            assert verdict["note"].startswith("dry: decode" if one.kind == "paged" else "dry: forward"), verdict
+
+
+def test_pages_of_the_check_hold_what_they_were_made_of(script: ModuleType) -> None:
+    q, k, v = (torch.randn(3, 2, n, 4, generator=torch.Generator().manual_seed(n)) for n in (1, 37, 38))
+    given = script.check.paged.in_pages((q, k, v[:, :, :37]), 16)
+    assert given.key_lengths.tolist() == [37, 0, 12]
+    for b, keys, values in entries(given):
+        n = keys.shape[2]
+        assert torch.equal(keys[0], k[b, :, :n])
+        assert torch.equal(values[0], v[b, :, :n])
 
 
 def test_work_and_traffic(script: ModuleType) -> None:

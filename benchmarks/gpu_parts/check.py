@@ -31,12 +31,14 @@ from attnopt.runtime.triton_linear import TritonLinear
 from attnopt.runtime.triton_linear_gradient import Gradients
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec, Heads
+from gpu_parts import paged
 
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS = (Heads(4, 2, 2, 64, 64), Heads(2, 2, 2, 128, 128), Heads(3, 1, 1, 80, 80))
 # Batch, queries, keys: tiles, and keys split among programs.
 SIZES = {"forward": (2, 257, 333), "decode": (1, 1, 1100), "backward": (2, 150, 170),
-         "linear": (2, 333, 333), "linear backward": (1, 200, 200)}  # fmt: skip
+         "linear": (2, 333, 333), "linear backward": (1, 200, 200), "paged": (3, 1, 1100),
+         "paged prefill": (3, 257, 333)}  # fmt: skip
 _POISON = 1 << 26
 
 
@@ -68,6 +70,8 @@ def checks(only: Sequence[str] = ()) -> list[Check]:
             for dtype in DTYPES:
                 layout = layout_for(spec, dtype)
                 kinds = [kind for kind in SIZES if _has(kind, spec, layout)]
+                if name not in paged.SPECS or dtype != DTYPES[0]:
+                    kinds = [kind for kind in kinds if kind not in paged.PAGES]
                 found += [Check(name, heads, dtype, kind) for kind in kinds if not only or name in only]
     return found
 
@@ -89,6 +93,8 @@ def judged(check: Check, chip: Chip, run: bool, device: str = "cuda") -> dict[st
     tensors = usual_inputs(spec, *SIZES[check.kind], dtype, device)
     if check.spec == "linear":  # features: what rows are divided by must not be near zero
         tensors[:2] = [t.abs() for t in tensors[:2]]
+    if check.kind in paged.PAGES:
+        return paged.judged(spec, check.dtype, check.kind, tensors, chip, run)
     if "linear" in check.kind:
         return _judged_linear(spec, check, tensors, chip, run)
     if check.kind == "backward":
