@@ -87,12 +87,14 @@ def _canon(expr: sp.Basic) -> sp.Basic:
 
 
 def _absorb(expr: Boolean) -> Boolean:
-    """`x or (x and y)` is `x`, and so is `x and (x or y)`."""
+    """`x or (x and y)` is `x`, and `x or (not x and y)` is `x or y`; so it is with `and` and `or` exchanged."""
     inner = {sp.And: sp.Or, sp.Or: sp.And}.get(expr.func)
     if inner is None:
         return expr
-    kept = [a for a in expr.args if not (isinstance(a, inner) and set(a.args) & set(expr.args))]
-    return expr.func(*kept)
+    whole = set(expr.args)
+    kept = [a for a in expr.args if not (isinstance(a, inner) and set(a.args) & whole)]
+    short = [inner(*[x for x in a.args if _negate(x) not in whole]) if isinstance(a, inner) else a for a in kept]
+    return expr.func(*short) if short == kept else _absorb(expr.func(*short))
 
 
 def _where(c: Boolean, x: sp.Expr, y: sp.Expr) -> sp.Expr:
@@ -149,6 +151,9 @@ def _equality(rel: sp.Basic, e: sp.Expr) -> Boolean:
         if isinstance(moved, Where):
             return _equality(rel, moved)
     e = _primitive(e)
+    if isinstance(e, Where) and 0 in e.args[1:]:
+        unequal = _canon(truth(e))
+        return unequal if isinstance(rel, sp.Ne) else _negate(unequal)
     if e.is_number:
         return sp.true if (e == 0) == isinstance(rel, sp.Eq) else sp.false
     if rel.func(e, 0) in (sp.true, sp.false):  # `1 - 2*k == 0` never holds over the integers

@@ -1,7 +1,7 @@
 """Helpers on `fx` graphs, and the passes that bring a captured graph to its normal form.
 
-Normal form: pre-dispatch aten operators, no nested no-grad regions, no in-place change of a tensor that
-the graph itself made, as far as it can be expressed (see `functional`). The bodies of higher-order operators
+Normal form: pre-dispatch aten operators by their first names, no nested no-grad regions, no in-place change of a tensor
+that the graph itself made, as far as it can be expressed (see `functional`). The bodies of higher-order operators
 have it too.
 """
 
@@ -17,6 +17,7 @@ from torch import fx
 from attnopt import dump
 from attnopt.functional import functionalize
 from attnopt.nested import bodies, mark_autocast, name_apart
+from attnopt.synonyms import rename
 
 aten = torch.ops.aten
 # Marks an input that is a parameter or a buffer, where its name does not say so.
@@ -116,6 +117,7 @@ def _normalize(gm: fx.GraphModule) -> None:
             _drop_nothing(node)
     # The trace of a function under vmap leaves dead calls behind, whose fake values cannot be computed with.
     drop_dead_code(gm.graph)
+    rename(gm.graph)
     functionalize(gm.graph)
     drop_dead_code(gm.graph)
     gm.graph.lint()

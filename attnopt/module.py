@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any
@@ -40,6 +41,7 @@ class Compiled:
         self.relied = [(held, name, held[name], _version(held[name])) for held, name in relied]
         # The graph may read one tensor that has two names for both.
         self.tied = _tied(self.slots)
+        self.parts = [(m._modules, tuple(m._modules.values())) for m in tree.modules() if m._modules]
         self.autocast = _autocast()
 
     @property
@@ -47,8 +49,11 @@ class Compiled:
         """Whether what the graph was made for is no more.
 
         A buffer whose values the rewriting relied on has been changed or replaced, one of two names of a tensor has
-        been given another, or `torch.autocast`, which the graph then holds, was active and is another now.
+        been given another, a part of the model has been replaced, as adapters do, or `torch.autocast`, which the graph
+        then holds, was active and is another now.
         """
+        if any(len(held) != len(seen) or not all(map(operator.is_, held.values(), seen)) for held, seen in self.parts):
+            return True
         if any(held[name] is not seen or _version(seen) != version for held, name, seen, version in self.relied):
             return True
         if any(held[name] is not other[alias] for (held, name), (other, alias) in self.tied):
@@ -123,7 +128,9 @@ class OptimizedModule(nn.Module):
     Parameters and buffers keep their names and are the original's own tensors (rewritten ones excepted), so
     training, `state_dict`, `load_state_dict` and `.to` work as on the original. The forward is captured for
     training and for evaluation separately, when each is first called. Attributes that are not found here are
-    looked up on a copy of the original, so `fast.config` works. A part whose mode differs is captured anew.
+    looked up on a copy of the original, so `fast.config` works. A part whose mode differs is captured anew, and so is
+    the model where a part of this module has been replaced. Numbers and flags of the code, and hooks, are those of
+    the capture; what becomes of the original's attributes later is not seen.
     """
 
     report: Report
@@ -163,6 +170,7 @@ class OptimizedModule(nn.Module):
     def compile_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Capture, rewrite and validate for these inputs in the present mode."""
         self._source.training = self.training
+        object.__setattr__(self, "_parts", tuple(self._source.modules())[1:])
         compiled, report = self._build(self, args, kwargs)
         self._compiled[self._modes()] = compiled
         self.report = report

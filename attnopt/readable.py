@@ -35,7 +35,8 @@ def show(expr: sp.Basic) -> str:
     if isinstance(expr, sp.Mul):
         return _show_product(expr)
     if isinstance(expr, sp.Pow):
-        return f"{_atom(expr.args[0])}**{_atom(expr.args[1])}"
+        power = _atom(expr.args[1])
+        return f"{_atom(expr.args[0])}**{f'({power})' if '/' in power and power[0] != '(' else power}"
     if isinstance(expr, (FloorDiv, Mod)):
         return f"{_atom(expr.args[0])}{'//' if isinstance(expr, FloorDiv) else ' % '}{_atom(expr.args[1])}"
     if expr.args:
@@ -49,6 +50,8 @@ def _show_relation(rel: sp.Basic) -> str:
         return show(lhs)
     if isinstance(rel, sp.Eq) and rhs == 0 and isinstance(lhs, IntLoad):
         return f"not {show(lhs)}"
+    if rhs == 0 and not isinstance(lhs, sp.Add) and lhs.could_extract_minus_sign():
+        lhs, rel = -lhs, {sp.Ge: sp.Le, sp.Gt: sp.Lt}.get(rel.func, rel.func)(lhs, rhs, evaluate=False)
     if rhs == 0 and isinstance(lhs, sp.Add):
         minus = [t for t in lhs.args if t.could_extract_minus_sign()]
         if not minus:
@@ -61,11 +64,14 @@ def _show_relation(rel: sp.Basic) -> str:
 
 def _show_product(expr: sp.Mul) -> str:
     coefficient, rest = expr.as_coeff_Mul()
-    body = "*".join(_atom(a) for a in sp.Mul.make_args(rest))
+    factors = sp.Mul.make_args(rest)
+    alone = len(factors) == 1 and coefficient in (1, -1)
+    # `2*(k % 3)` is not `2*k % 3`: both operators bind alike.
+    body = "*".join(f"({show(a)})" if isinstance(a, (FloorDiv, Mod)) and not alone else _atom(a) for a in factors)
     if coefficient == -1:
         return f"-{body}"
     if coefficient.p == 1 and 1 < coefficient.q <= 1024:
-        return f"{_atom(rest) if len(sp.Mul.make_args(rest)) == 1 else body}/{coefficient.q}"
+        return f"{body}/{coefficient.q}"
     return f"{show(coefficient)}*{body}" if coefficient != 1 else body
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import attnopt
 from attnopt.capture import Leaf, capture, check_inputs, share
-from attnopt.errors import CaptureError, ShapeError
+from attnopt.errors import CaptureError, OptionError, ShapeError
 from tests.modules import Function, SelfAttention, captured, replay
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -102,6 +102,12 @@ def test_sizes_that_hang_together() -> None:
     ):
         with pytest.raises(ShapeError, match=message):
             check_inputs((x, y), {"s0": (2, 4)}, [torch.ones(sizes), torch.ones(3)])
+
+
+@pytest.mark.parametrize("shapes", [{"y": ({0: BATCH[0]},)}, ({0: BATCH[0]}, None)], ids=["name", "count"])
+def test_dynamic_shapes_of_another_structure_are_an_error(shapes: object) -> None:
+    with pytest.raises(OptionError, match="dynamic_shapes does not fit the inputs of SelfAttention"):
+        attnopt.optimize(SelfAttention().eval(), (X,), dynamic_shapes=shapes)
 
 
 def test_dynamic_batch_and_length() -> None:

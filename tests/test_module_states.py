@@ -114,3 +114,34 @@ def _masked(self: SelfAttention, x: torch.Tensor) -> torch.Tensor:
     q, k, v = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in self.qkv(x * self.scale).chunk(3, -1))
     scores = (q @ k.mT).masked_fill(~self.causal[:, :, : x.shape[1], : x.shape[1]], float("-inf"))
     return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class _Adapter(nn.Module):
+    """A low-rank change of a linear map, as adapters add it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.down = base, nn.Linear(base.in_features, 2)
+        self.up = nn.Linear(2, base.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_part_that_is_replaced_is_seen(first: bool) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(SelfAttention(), nn.Linear(16, 16)).eval()
+    fast = attnopt.optimize(model, (X,), options=REFERENCE)
+    kept = model(X)
+    place = "0.out" if first else "1"
+    owner, _, leaf = place.rpartition(".")
+    part = fast.get_submodule(owner) if owner else fast
+    part._modules[leaf] = _Adapter(part._modules[leaf]).eval()
+    names = {name for name, _ in fast.named_parameters()}
+    assert f"{place}.down.weight" in names
+    changed = copy.deepcopy(fast._source)
+    torch.testing.assert_close(fast(X), changed(X))
+    assert (fast(X) - kept).abs().max() > 1e-3
+    assert fast.report.fused == 1
+    torch.testing.assert_close(model(X), kept)

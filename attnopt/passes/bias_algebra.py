@@ -16,6 +16,10 @@ from attnopt.passes.base import Rule
 from attnopt.region import Region
 from attnopt.spec import AttentionSpec, Softmax
 
+# Beside such a number a score of a few units has no digits left: where a whole row is masked by finfo.min, by a mask
+# of queries for one, the source's row is uniform.
+_ABSORBS = sp.Integer(10) ** 15
+
 
 def apply(region: Region) -> Region:
     """The region with row terms cancelled; the same object if there are none."""
@@ -47,11 +51,12 @@ def cancel_rows(spec: AttentionSpec) -> AttentionSpec:
 
 
 def _varies(term: sp.Expr) -> bool:
-    """Whether the term depends on the key, or may be infinite or NaN (which does not cancel)."""
+    """Whether the term depends on the key, may be infinite or NaN (which does not cancel), or swallows the scores."""
     # A loaded float may be infinite, and inf - inf is NaN in the source: only what is known to be finite cancels.
     loaded = any(not isinstance(load, ex.IntLoad) for load in term.atoms(ex.Load))
     divided = any(p.exp.is_negative and not p.base.is_number for p in term.atoms(sp.Pow))
-    return loaded or divided or term.has(ex.k, sp.oo, ex.NEG_INF, sp.nan, sp.log)
+    absorbs = any(abs(c) >= _ABSORBS for c in term.atoms(sp.Rational))
+    return absorbs or loaded or divided or term.has(ex.k, sp.oo, ex.NEG_INF, sp.nan, sp.log)
 
 
 RULE = Rule("bias_algebra", apply)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -126,8 +127,9 @@ class Lowering:
                 place = operand.dims.index(name)
                 seen = value(operand.node).shape[place]
                 return seen if isinstance(seen, int) else self._call(aten.sym_size.int, operand.node, place)
-        place = next(i for i, d in enumerate(region.out_dims) if d == (name,))
-        return int(value(region.output).shape[place])
+        place, names = next((i, d) for i, d in enumerate(region.out_dims) if name in d)
+        known = {"h": region.spec.heads.q, "d": region.spec.heads.d_v}
+        return int(value(region.output).shape[place]) // math.prod(known[n] for n in names if n != name)
 
     def _capture(self, region: Region, name: str, operand: Operand) -> fx.Node:
         """The captured tensor with fixed dimensions gone, ordered, and its key dimension contiguous."""

@@ -20,7 +20,7 @@ from attnopt.patterns import shifts, weights
 from attnopt.patterns.applied import Applied, Rows, apply, finish, folded_heads, is_applying, products
 from attnopt.patterns.contraction import is_contraction, operands
 from attnopt.patterns.lift import Lifter
-from attnopt.patterns.masks import Masked, split
+from attnopt.patterns.masks import HUGE, Masked, split
 from attnopt.patterns.ops import POINTWISE
 from attnopt.patterns.views import CASTS, VIEWS, Index, same, shape
 from attnopt.region import Region
@@ -29,16 +29,23 @@ from attnopt.spec import EmptyRow
 REDUCTIONS = {"aten::sum", "aten::logsumexp", "aten::log_softmax"}
 _BETWEEN = {*POINTWISE, *VIEWS, *CASTS, "aten::dropout", "aten::detach"}
 _STEPS = 48
+_SWALLOWED = (
+    "a row whose scores are all finfo.min does not sum to one: the logarithm of their count is lost beside them"
+)
 _Z = sp.Symbol("total", positive=True)
 
 
 @dataclass(frozen=True)
 class Quotient:
-    """Weights as `factor * exp(logit) / (sum of exp(logit) over the keys + rest)`; `factor` in terms of `weights.P`."""
+    """Weights as `factor * exp(logit) / (sum of exp(logit) over the keys + rest)`; `factor` in terms of `weights.P`.
+
+    `stable`: the source's operator takes the row's maximum off by itself.
+    """
 
     logit: sp.Expr
     rest: sp.Expr
     factor: sp.Expr
+    stable: bool = False
 
 
 def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decline | None:
@@ -107,6 +114,8 @@ def _read(
             return None
         whole = whole * (outside / heart[0])
     found = quotient(whole, site.lifter, {})
+    if found is None and any(_swallows(load, site.lifter) for load in whole.atoms(ex.Load)):
+        return Decline(_SWALLOWED, node)
     if found is None or not any(products(load, site) for load in found.logit.atoms(ex.Load)):
         return None
     rows = _rows(found, site)
@@ -133,7 +142,7 @@ def _rows(found: Quotient, site: Applied) -> Rows | None:
         sink = log(found.rest * sp.exp(-shift), {})
         if sink is None or sink.has(ex.k) or any(products(load, site) for load in sink.atoms(ex.Load)):
             return None
-    stable = shift != 0 or found.logit.has(weights.P)
+    stable = found.stable or shift != 0 or found.logit.has(weights.P)
 
     def masked(x: sp.Expr) -> Masked:
         seen = weights.guarded(x, site.lifter)
@@ -159,15 +168,25 @@ def quotient(whole: sp.Expr, lifter: Lifter, known: Mapping[ex.Load, sp.Expr]) -
         return None
     if op_name(node) == "aten::log_softmax":
         factor = _exponents(whole, load, lambda rest, power: sp.exp(rest) * weights.P if power == 1 else None)
-        return Quotient(summand, sp.S.Zero, factor) if factor is not None and not factor.has(load) else None
+        return Quotient(summand, sp.S.Zero, factor, True) if factor is not None and not factor.has(load) else None
     if op_name(node) == "aten::logsumexp":
-        if split(summand, lifter.finite, lifter.limit).empty_row is EmptyRow.UNIFORM:
-            return None  # finfo.min less the logarithm of a count is finfo.min again: such a row does not sum to one
+        if _swallows(load, lifter):
+            return None
         summand = sp.exp(summand)
         found = _exponents(whole, load, lambda rest, power: sp.exp(rest) * _Z**power)
     else:
         found = whole.xreplace({load: _Z})
     return None if found is None else _apart(found, summand, known)
+
+
+def _swallows(load: ex.Load, lifter: Lifter) -> bool:
+    """Whether a load is a logsumexp of scores with a fill that is too large for the logarithm of a count to count."""
+    node = lifter.nodes[load.args[0].name]
+    summand = _summand(node, load.args[1:], lifter) if op_name(node) == "aten::logsumexp" else None
+    if summand is None or not any(x <= HUGE for x in summand.atoms(sp.Rational)):
+        return False
+    masked = split(summand, lifter.finite, lifter.limit)
+    return not weights.never_empty(masked.keep) or any(x <= HUGE for x in masked.score.atoms(sp.Rational))
 
 
 def _apart(whole: sp.Expr, summand: sp.Expr, known: Mapping[ex.Load, sp.Expr]) -> Quotient | None:
@@ -199,7 +218,9 @@ def _exponents(whole: sp.Expr, load: ex.Load, make: object) -> sp.Expr | None:
         if node.args[0].has(load):
             terms = sp.expand(node.args[0])
             power = terms.coeff(load)
-            made = make(sp.expand(terms - power * load), power) if power.is_Integer else None  # type: ignore[operator]
+            rest = node.args[0] - power * load
+            rest = sp.expand(terms - power * load) if rest.has(load) else rest
+            made = make(rest, power) if power.is_Integer else None  # type: ignore[operator]
             if made is None:
                 return None
             found[node] = made

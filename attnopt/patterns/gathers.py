@@ -23,7 +23,14 @@ def trailing(node: fx.Node, index: Index) -> Index:
     return tuple(sp.S.Zero if n == 1 else i for n, i in zip(sizes, index[len(index) - len(sizes) :], strict=True))
 
 
+def plain_gradient(a: dict[str, Any]) -> bool:
+    """Whether the gradient of an embedding is that of reading its table: one that skips or weighs rows has its own."""
+    return a["padding_idx"] < 0 and not a["scale_grad_by_freq"] and not a["sparse"]
+
+
 def _embedding(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    if not plain_gradient(a):
+        return None
     row = lifter.lift(a["indices"], index[:-1])
     return lifter.lift(a["weight"], (row, index[-1]))
 
@@ -149,6 +156,18 @@ def _scatter(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.
     return _either(inside, lifter.lift(a["src"], inner), lifter.lift(a["self"], index))
 
 
+def _index_put(lifter: Any, node: fx.Node, a: dict[str, Any], index: Index) -> sp.Basic | None:
+    """`x[mask] = number`: one boolean mask over neighbouring dimensions, one number for every place."""
+    picks = [(place, p) for place, p in enumerate(a["indices"]) if p is not None]
+    if len(picks) != 1 or a["accumulate"] or value(a["values"]).dim():
+        return None
+    place, mask = picks[0]
+    if value(mask).dtype != torch.bool:
+        return None
+    at = index[place : place + value(mask).dim()]
+    return _either(lifter.lift(mask, at), lifter.lift(a["values"], ()), lifter.lift(a["self"], index))
+
+
 def _free(lifter: Any, index: Index, dim: int) -> bool:
     """Whether the index of this dimension is a coordinate of its own, so that it stands for every place from 0 on."""
     others = [i for place, i in enumerate(index) if place != dim]
@@ -201,6 +220,7 @@ GATHERS: dict[str, Any] = {
     "aten::constant_pad_nd": _pad,
     "aten::slice_scatter": _scatter,
     "aten::select_scatter": _scatter,
+    "aten::index_put": _index_put,
 }
 
 # Operators that are read only where their elements follow one rule.

@@ -19,14 +19,14 @@ from attnopt.functional import WRITES
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns.contraction import CONTRACTIONS, factors, is_contraction
 from attnopt.patterns.finite import is_finite
-from attnopt.patterns.gathers import GATHERS, REGULAR, trailing
+from attnopt.patterns.gathers import GATHERS, REGULAR, plain_gradient, trailing
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import KNOWN, Known
 from attnopt.patterns.masks import absorbed
 from attnopt.patterns.ops import COSTLY, POINTWISE
-from attnopt.patterns.rounding import out_of_range, overflows, rounds
+from attnopt.patterns.rounding import cancels, out_of_range, overflows, rounds, undefined
 from attnopt.patterns.safety import cuts_gradient
-from attnopt.patterns.views import CASTS, VIEWS, Index, pieces, shape, size
+from attnopt.patterns.views import CASTS, VIEWS, Index, broadcast, pieces, shape, size
 from attnopt.region import Line
 
 _CONSTANTS = {
@@ -39,6 +39,7 @@ _MOST_TERMS = 1500
 _NARROW = (torch.uint8, torch.int8, torch.int16)
 _HALF = (torch.float16, torch.bfloat16)
 _SUMS = ("aten::add", "aten::sub")
+_ARITHMETIC = (*_SUMS, "aten::mul", "aten::div")
 _COMPARISONS = ("aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge")
 # Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
@@ -102,7 +103,7 @@ class Lifter:
         if node.op == "call_function" and node.target is operator.getitem:
             found = pieces(node)
             if found is None:
-                return None
+                return broadcast(node, index)
             whole, dim, offset = found
             if len(index) < len(shape(whole)):
                 return whole, (*index[:dim], offset, *index[dim:])
@@ -112,7 +113,7 @@ class Lifter:
     def _lift(self, node: fx.Node, index: Index) -> sp.Basic:
         seen = value(node)
         if not isinstance(seen, torch.Tensor):
-            return size(node) if isinstance(seen, (int, torch.SymInt)) else self._load(node, ())
+            return size(node) if isinstance(seen, (int, torch.SymInt, torch.SymFloat)) else self._load(node, ())
         if node in self.stops:
             return self._load(node, index)
         moved = self.step(node, index)
@@ -124,7 +125,9 @@ class Lifter:
             found = self._compute(node, op_name(node), index)
         except NotImplementedError:
             found = None
-        if found is not None and overflows(found, seen.dtype):
+        if found is not None:  # what a pointwise function of booleans gives is a boolean by its dtype, not by its form
+            found = ex.truth(found) if seen.dtype == torch.bool else ex.as_number(found)
+        if found is not None and (overflows(found, seen.dtype) or undefined(found)):
             found = None
         if found is not None and out_of_range(found) and not self._contains_contraction(found):
             found = None
@@ -138,6 +141,8 @@ class Lifter:
         if op_name(node) != "aten::embedding" or index[-1] != ex.h or not isinstance(value(node), torch.Tensor):
             return None
         a = arguments(node)
+        if not plain_gradient(a):
+            return None
         deep = Lifter(self.sizes, self.constants, deep=True)
         gap = sp.Symbol("gap", integer=True)
         places = deep.lift(a["indices"], index[:-1])
@@ -210,6 +215,8 @@ class Lifter:
         if "rounding_mode" in node.kwargs:
             named["rounding_mode"] = node.kwargs["rounding_mode"]
         found = POINTWISE[name](*given, **named)
+        if name in _ARITHMETIC and cancels(found, (*given, *named.values())):
+            raise NotImplementedError("a float that cancels, which infinities do not: inf - inf is NaN")
         if name in _SUMS and value(node).dtype in _HALF and self._contains_contraction(found):
             return absorbed(found, torch.finfo(value(node).dtype).eps)
         return found

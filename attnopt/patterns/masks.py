@@ -135,6 +135,10 @@ def _peel_where(logit: ex.Where, infinite: bool) -> tuple[sp.Expr, Boolean]:
     if _fill(x, infinite):
         score, keep = _peel(y, infinite) if infinite or _same_fill(y, x) else (y, sp.true)
         return score, sp.And(sp.Not(c), keep)
+    parts = [_peel(branch, infinite) for branch in (x, y)] if infinite else []
+    if any(keep != sp.true for _, keep in parts):
+        (x, kept), (y, other) = parts
+        return ex.Where(c, x, y), sp.Or(sp.And(c, kept), sp.And(sp.Not(c), other))
     return logit, sp.true
 
 

@@ -58,6 +58,13 @@ def _remainder(x: Any, y: Any) -> sp.Expr:
     return Mod(x, y)
 
 
+def _exp(x: sp.Expr) -> sp.Expr:
+    """The logarithm of what may be negative is NaN there, and so is its exponential: the two do not cancel."""
+    if any(not log.args[0].is_extended_nonnegative for log in x.atoms(sp.log)):
+        raise NotImplementedError("an exponential of a logarithm")
+    return sp.exp(x)
+
+
 def _log(x: sp.Expr) -> sp.Expr:
     """The logarithm of a mask is a mask: 0 where it holds, -inf where it does not."""
     if isinstance(x, Where) and x.args[1].is_nonnegative and x.args[2].is_nonnegative and x.args[1].is_number:
@@ -67,6 +74,8 @@ def _log(x: sp.Expr) -> sp.Expr:
 
 def _power(x: Any, y: Any) -> sp.Expr:
     if y.is_Integer and 0 <= y <= 4:
+        if isinstance(num(x), sp.Pow) and num(x).exp.is_Rational and not num(x).exp.is_Integer:
+            raise NotImplementedError("a power of a root, which is NaN for negative numbers")
         return num(x) ** y
     if y == sp.Rational(1, 2):
         return sp.sqrt(num(x))
@@ -107,13 +116,31 @@ def _equal(x: Any, y: Any) -> Any:
     return sp.Not(_missing(num(x))) if same else sp.Eq(num(x), num(y), evaluate=True)
 
 
-def _bits(logic: Callable[..., Any]) -> Callable[..., Any]:
+def _bits(logic: Callable[..., Any], lowest: Callable[[sp.Expr], tuple[sp.Expr, sp.Expr]]) -> Callable[..., Any]:
+    """Bitwise logic of booleans; of an integer and a boolean, which counts as its lowest bit.
+
+    `lowest` gives what an integer becomes where the boolean holds, and where it does not.
+    """
+
     def apply(x: Any, y: Any) -> Any:
-        if is_boolean(x) or is_boolean(y):
-            return logic(log(x), log(y))
+        if all(map(_is_bit, (x, y))):
+            found = logic(log(x), log(y))
+            return found if is_boolean(x) and is_boolean(y) else num(found)
+        if _is_bit(x) or _is_bit(y):
+            bit, other = (x, y) if _is_bit(x) else (y, x)
+            return Where(log(bit), *lowest(num(other)))
         raise NotImplementedError("bitwise arithmetic on integers")
 
     return apply
+
+
+def _is_bit(x: Any) -> bool:
+    """Whether a value is a boolean, or an integer made of one."""
+    return is_boolean(x) or (isinstance(x, Where) and {*x.args[1:]} == {sp.S.Zero, sp.S.One})
+
+
+def _xor(x: Any, y: Any) -> Any:
+    return sp.Or(sp.And(x, sp.Not(y)), sp.And(sp.Not(x), y))
 
 
 def _not(x: Any) -> Any:
@@ -134,6 +161,8 @@ def _mul(x: Any, y: Any) -> Any:
 
 
 def _add(x: Any, y: Any, alpha: Any = sp.S.One) -> Any:
+    if is_boolean(x) and is_boolean(y) and alpha == 1:
+        return sp.Or(x, y)
     x, y = num(x), _mul(y, alpha) if alpha != 1 else num(y)
     for a, c in ((x, y), (y, x)):
         if isinstance(a, Where) and a.args[1].is_number and a.args[2].is_number and c.is_number:
@@ -173,6 +202,8 @@ def _gelu(x: Any, approximate: str = "none") -> sp.Expr:
 POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::add": _add,
     "aten::sub": lambda x, y, alpha=sp.S.One: _add(x, y, -num(alpha)),
+    "aten::lerp": lambda x, y, weight: _add(num(x), _mul(num(weight), _add(num(y), num(x), sp.S.NegativeOne))),
+    "aten::addcdiv": lambda x, y, z, value=sp.S.One: _add(x, _mul(_div(y, z), num(value))),
     "aten::addcmul": lambda x, y, z, value=sp.S.One: _add(x, _mul(y, z), value),
     "aten::rsub": lambda x, y, alpha=sp.S.One: _add(y, x, -num(alpha)),
     "aten::mul": _mul,
@@ -182,7 +213,7 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::neg": lambda x: _mul(num(x), sp.S.NegativeOne),
     "aten::abs": lambda x: sp.Abs(num(x)),
     "aten::sign": lambda x: sp.sign(num(x)),
-    "aten::exp": lambda x: sp.exp(num(x)),
+    "aten::exp": lambda x: _exp(num(x)),
     "aten::exp2": lambda x: sp.exp(num(x) * sp.Rational(math.log(2))),
     "aten::log": lambda x: _log(num(x)),
     "aten::logaddexp": lambda x, y: sp.log(sp.exp(num(x)) + sp.exp(num(y))),
@@ -200,8 +231,11 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::log_sigmoid": lambda x: -_softplus(-num(x)),
     "aten::silu": lambda x: num(x) / (1 + sp.exp(-num(x))),
     "aten::gelu": _gelu,
+    "aten::mish": lambda x: num(x) * sp.tanh(_softplus(x)),
+    "aten::hardsigmoid": lambda x: _clamp(num(x) + 3, sp.S.Zero, sp.Integer(6)) / 6,
+    "aten::hardswish": lambda x: num(x) * _clamp(num(x) + 3, sp.S.Zero, sp.Integer(6)) / 6,
     "aten::log1p": lambda x: sp.log(1 + num(x)),
-    "aten::expm1": lambda x: sp.exp(num(x)) - 1,
+    "aten::expm1": lambda x: _exp(num(x)) - 1,
     "aten::sqrt": lambda x: sp.sqrt(num(x)),
     "aten::rsqrt": lambda x: 1 / sp.sqrt(num(x)),
     "aten::reciprocal": lambda x: 1 / num(x),
@@ -228,13 +262,14 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "aten::ge": _compare(sp.Ge),
     "aten::logical_and": lambda x, y: sp.And(log(x), log(y)),
     "aten::logical_or": lambda x, y: sp.Or(log(x), log(y)),
-    "aten::logical_xor": lambda x, y: sp.Or(sp.And(log(x), sp.Not(log(y))), sp.And(sp.Not(log(x)), log(y))),
+    "aten::logical_xor": lambda x, y: _xor(log(x), log(y)),
     "aten::logical_not": lambda x: sp.Not(log(x)),
-    "aten::bitwise_and": _bits(sp.And),
-    "aten::bitwise_or": _bits(sp.Or),
+    "aten::bitwise_and": _bits(sp.And, lambda x: (Mod(x, sp.Integer(2)), sp.S.Zero)),
+    "aten::bitwise_or": _bits(sp.Or, lambda x: (x + 1 - Mod(x, sp.Integer(2)), x)),
+    "aten::bitwise_xor": _bits(_xor, lambda x: (x + 1 - 2 * Mod(x, sp.Integer(2)), x)),
     "aten::bitwise_not": _not,
-    "aten::__and__": _bits(sp.And),
-    "aten::__or__": _bits(sp.Or),
+    "aten::__and__": _bits(sp.And, lambda x: (Mod(x, sp.Integer(2)), sp.S.Zero)),
+    "aten::__or__": _bits(sp.Or, lambda x: (x + 1 - Mod(x, sp.Integer(2)), x)),
     "aten::trunc": lambda x: Trunc(num(x)),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import sympy as sp
 import torch
 from sympy.logic.boolalg import Boolean
@@ -21,6 +24,19 @@ def overflows(found: sp.Basic, dtype: torch.dtype) -> bool:
         return False
     limit = sp.Rational(torch.finfo(dtype).max)
     return any(abs(c) > limit for c in found.atoms(sp.Rational))
+
+
+def undefined(found: sp.Basic) -> bool:
+    """Whether infinities meet zeros or one another, which is NaN in the source: `0*inf`, `inf - inf`."""
+    if found.has(sp.nan, sp.zoo):
+        return True
+    return found.has(sp.oo, ex.NEG_INF) and any(p.as_coeff_Mul()[0].is_infinite for p in found.atoms(sp.Mul))
+
+
+def cancels(found: sp.Basic, given: Iterable[Any]) -> bool:
+    """Whether a float of the operands is in the result no more."""
+    before = {x for e in given if isinstance(e, sp.Basic) for x in e.atoms(ex.Load) if not isinstance(x, ex.IntLoad)}
+    return bool(before) and not before <= found.atoms(ex.Load)
 
 
 def out_of_range(found: sp.Basic) -> bool:

@@ -10,9 +10,10 @@ from torch import fx
 
 from attnopt import expr as ex
 from attnopt.graph import arguments, op_name
+from attnopt.patterns.contraction import is_contraction
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import split
-from attnopt.patterns.views import CASTS, same, shape
+from attnopt.patterns.views import CASTS, Index, same, shape
 
 _SAME = {*CASTS, "aten::detach", "aten::alias", "aten::clone", "aten::contiguous"}
 
@@ -63,29 +64,48 @@ def _maxima(expr: sp.Expr, lifter: Lifter) -> list[ex.Load]:
     return [load for load in expr.atoms(ex.Load) if maximum(lifter.nodes.get(load.args[0].name)) is not None]
 
 
-def maximum(node: Any) -> tuple[fx.Node, int, bool] | None:
-    """For a maximum over one dimension: its source, the dimension, and whether the dimension stays."""
+def maximum(node: Any) -> tuple[fx.Node, tuple[int, ...], bool] | None:
+    """For a maximum: its source, the dimensions that it runs over, and whether they stay."""
     while op_name(node) in _SAME:
         node = node.args[0]
     if isinstance(node, fx.Node) and node.target is operator.getitem and node.args[1] == 0:
         node = node.args[0] if op_name(node.args[0]) == "aten::max.dim" else None
-    if op_name(node) not in ("aten::amax", "aten::max.dim"):
+    if op_name(node) not in ("aten::amax", "aten::max.dim", "aten::max."):
         return None
     a = arguments(node)
-    dims = [a["dim"]] if isinstance(a["dim"], int) else list(a["dim"])
     source = a["self"]
-    return (source, dims[0] % len(shape(source)), bool(a["keepdim"])) if len(dims) == 1 else None
+    rank, dims = len(shape(source)), a.get("dim", ())
+    dims = [dims] if isinstance(dims, int) else list(dims) or range(rank)
+    return source, tuple(sorted(d % rank for d in dims)), bool(a.get("keepdim"))
+
+
+def _product(logit: sp.Expr, rank: int, lifter: Lifter) -> tuple[sp.Expr, ...]:
+    """Where the logit reads the product that its scores are, if that has so many dimensions."""
+    loads = sorted(logit.atoms(ex.Load), key=str)
+    found = [x.args[1:] for x in loads if is_contraction(lifter.nodes.get(x.args[0].name)) and len(x.args) == rank + 1]
+    return found[0] if found else ()
+
+
+def _place(index: list[sp.Expr], dims: tuple[int, ...], stays: bool, of: tuple[sp.Expr, ...]) -> Index | None:
+    """The element of a maximum's source at key `k`: of further dimensions, that of the row itself."""
+    for dim in dims:
+        more = ex.k if len(dims) == 1 else of[dim] if of else None
+        if more is None:
+            return None
+        index[dim : dim + stays] = [more]
+    return tuple(index) if ex.k in index else None
 
 
 def _is_of_row(load: ex.Load, factor: sp.Expr, logit: sp.Expr, lifter: Lifter) -> bool:
     """Whether a load is the maximum of the row's logits, divided by `factor` (0 where it stands inside a function)."""
     found = maximum(lifter.nodes[load.args[0].name])
     assert found is not None
-    source, dim, stays = found
-    index = list(load.args[1:])
-    at = (*index[:dim], ex.k, *index[dim + stays :])
+    source, dims, stays = found
+    at = _place(list(load.args[1:]), dims, stays, _product(logit, len(shape(source)), lifter))
+    if at is None:
+        return False
     row = ex.canon(ex.as_number(lifter.lift(source, at)))
-    whole = shape(source)[dim]
+    whole = shape(source)[at.index(ex.k)]
     if not same(whole, lifter.sizes.sizes[ex.k]) and not sp.expand(whole - lifter.sizes.sizes[ex.k]).is_Integer:
         return False
     logit = ex.canon(logit)

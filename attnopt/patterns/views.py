@@ -15,20 +15,9 @@ from torch import fx
 
 from attnopt.graph import arguments, value
 from attnopt.patterns.index import Sizes, same
+from attnopt.patterns.sizes import shape, size
 
 Index = tuple[sp.Expr, ...]
-
-
-def size(x: Any) -> sp.Expr:
-    """A Python or symbolic integer as a sympy expression."""
-    if isinstance(x, fx.Node):
-        x = value(x)
-    return x.node.expr if isinstance(x, torch.SymInt) else sp.Integer(int(x))
-
-
-def shape(node: Any) -> list[sp.Expr]:
-    """The sizes of a node's tensor."""
-    return [size(x) for x in value(node).shape]
 
 
 def _wrap(dim: int, rank: int) -> int:
@@ -217,8 +206,25 @@ def pieces(node: fx.Node) -> tuple[fx.Node, int, sp.Expr] | None:
     return whole, dim, offset
 
 
+def broadcast(node: fx.Node, index: Index) -> tuple[fx.Node, Index] | None:
+    """For an item of `meshgrid` or `broadcast_tensors`: the tensor that it repeats, and the place in that."""
+    source, item = node.args
+    if not isinstance(source, fx.Node) or not isinstance(item, int):
+        return None
+    a = arguments(source)
+    name = source.target._schema.name if isinstance(source.target, torch._ops.OpOverload) else ""
+    if name == "aten::broadcast_tensors":
+        tensor = a["tensors"][item]
+        return tensor, tuple(_expand({"self": tensor}, index, [], Sizes({}))[1])
+    if name == "aten::meshgrid":
+        tensor, turned = a["tensors"][item], a.get("indexing", "ij") == "xy" and item < 2
+        place = 1 - item if turned and len(index) > 1 else item
+        return tensor, (index[place],) if value(tensor).dim() else ()
+    return None
+
+
 def _parts(source: fx.Node, before: int) -> list[Any]:
     return list(value(source))[:before]
 
 
-__all__ = ["CASTS", "VIEWS", "Index", "pieces", "same", "shape", "size"]
+__all__ = ["CASTS", "VIEWS", "Index", "broadcast", "pieces", "same", "shape", "size"]

@@ -159,7 +159,9 @@ def _arguments(expr: sp.Basic, args: list[torch.Tensor], scope: Scope) -> list[t
     """Integers as floats of the scope where a float is wanted, so that torch's default dtype plays no part."""
     mixed = any(a.is_floating_point() for a in args) and isinstance(expr, (sp.Add, sp.Mul, ex.Where, sp.Pow))
     if isinstance(expr, sp.Pow) and not args[0].is_floating_point() and not expr.args[1].is_nonnegative:
-        return [args[0].to(torch.float32), args[1]]
+        # torch divides by tensors of integers in fp32, Python by sizes in double precision.
+        sized = expr.args[0].free_symbols <= set(scope.sizes)
+        return [args[0].to(_constant_dtype(scope.dtype) if sized else torch.float32), args[1]]
     if isinstance(expr, _FLOAT_FUNCTIONS) or mixed:
         dtype = _constant_dtype(scope.dtype)
         return [a if a.is_floating_point() or a.dtype == torch.bool else a.to(dtype) for a in args]

@@ -17,6 +17,7 @@ ROWS = (
     ("balanced", s + 10000 * ex.load("m", ex.b, k, integer=True) - 10000, s + 10000 * ex.load("m", ex.b, k, integer=True) - 10000),
     ("constant", s + 7, s),
     ("nothing", s + k, s + k),
+    ("dead_queries", s + ex.Where(q > 1, sp.Integer(-(10**38)), sp.S.Zero), s + ex.Where(q > 1, sp.Integer(-(10**38)), sp.S.Zero)),
     ("infinite", s + ex.Where(q > 1, ex.NEG_INF, sp.S.Zero), s + ex.Where(q > 1, ex.NEG_INF, sp.S.Zero)),
 )  # fmt: skip
 

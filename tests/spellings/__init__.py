@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from tests.spellings import biases, contractions, flex, layouts, masks, modules, normalisers, rare, scales, sdpa
+from tests.spellings import (
+    biases,
+    contractions,
+    flex,
+    layouts,
+    masks,
+    modules,
+    normalisers,
+    rare,
+    scales,
+    sdpa,
+    synonyms,
+)
 from tests.spellings.row import Spelling
 
-GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex, rare)
+GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex, rare, synonyms)
 SPELLINGS: tuple[Spelling, ...] = tuple(row for group in GROUPS for row in group.ROWS)
 
 __all__ = ["GROUPS", "SPELLINGS", "Spelling"]

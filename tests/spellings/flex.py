@@ -64,7 +64,7 @@ ROWS = (
     _row("flex_alibi", _alibi, f"{ROOT} + (k - q)*bias[h]; keep k <= q (empty row: zero)", extra=(ramp(4),)),
     _row("flex_soft_cap", _capped, "4 heads, d=8; score 20*tanh(s/40); keep k <= q and q <= k + 2 (empty row: zero)"),
     _row("flex_where", _branch, f"{ROOT}; keep k <= q and q <= k + 2 (empty row: zero)"),
-    _row("flex_empty_rows", lambda q, k, v: flex_attention(q, k, v, block_mask=EMPTY), f"{ROOT}; keep -b == 0 and k <= 3 (empty row: zero)"),
+    _row("flex_empty_rows", lambda q, k, v: flex_attention(q, k, v, block_mask=EMPTY), f"{ROOT}; keep b == 0 and k <= 3 (empty row: zero)"),
     _row("flex_grouped", lambda q, k, v: flex_attention(q, k, v, block_mask=CAUSAL, enable_gqa=True), "4/2 heads, d=8; score 0.353553*s; keep k <= q (empty row: zero)", shapes=GROUPED),
     _row("flex_mask_within", _made_within, f"{ROOT}; keep k <= q and q <= k + 2 (empty row: zero)"),
     _row("flex_bias", _table, f"{ROOT} + bias[b, h, q, k]; keep k <= q (empty row: zero)", extra=(ramp(2, 4, Q, K),)),

@@ -134,7 +134,7 @@ ROWS = (
     Spelling("numpy_transpose", lambda q, k, v: (q @ k.T).softmax(1) @ v, ONE, FLAT),
     Spelling("swapdims", lambda q, k, v: attend(q @ k.swapdims(-1, -2), v), PLAIN),
     Spelling("tile", lambda q, k, v: attend(q @ k.tile(1, 2, 1, 1).mT, v.tile((2, 1, 1))), "4/2 heads, d=8, head table; score s", GROUPED),
-    Spelling("outer", _outer, f"{PLAIN}; keep -mask[k]*mask2[q] != 0 (empty row: nan)", extra=(torch.ones(Q, dtype=torch.long), torch.tensor([1] * 6 + [0] * 3))),
+    Spelling("outer", _outer, f"{PLAIN}; keep mask[k]*mask2[q] != 0 (empty row: nan)", extra=(torch.ones(Q, dtype=torch.long), torch.tensor([1] * 6 + [0] * 3))),
     Spelling("addcmul", _addcmul, "4 heads, d=8; score s*bias2[h]/2 + bias[h, q, k]", extra=(ramp(4, Q, K), ramp(4))),
     Spelling("clamped", lambda q, k, v: attend((q @ k.mT).clamp(-5, 5), v), "4 heads, d=8; score minimum(maximum(s, -5), 5)"),
     Spelling("local_windows", _local_windows, "7 heads, d=8; score s", ((2, 4, Q, 8), (2, 4, K, 8), (2, 4, K, 8))),
