@@ -12,17 +12,29 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from attnopt.errors import OptionError
+
 _folder: ContextVar[Path | None] = ContextVar("attnopt_dump", default=None)
 
 
 @contextlib.contextmanager
 def to(folder: str | None) -> Iterator[None]:
-    """Dump every step inside; None leaves it off (or on, inside another)."""
+    """Dump every step inside; None leaves it off (or on, inside another).
+
+    Raises `OptionError` for a folder that cannot be made or written to.
+    """
     if not folder:
         yield
         return
     path = Path(folder).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise OptionError(
+            f"ATTNOPT_DUMP (or the option dump) must name a folder to write to, not {folder!r}: {error}."
+        ) from error
     token = _folder.set(path)
     try:
         yield

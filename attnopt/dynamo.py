@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, is_fake
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnopt import dump, pipeline, recompiles
@@ -16,12 +17,15 @@ from attnopt.errors import CaptureError, OptionError
 from attnopt.graph import WEIGHT, normalize
 from attnopt.nested import Replay, forget_default_recompute
 from attnopt.options import Options
+from attnopt.patterns.sizes import fixing
 from attnopt.report import Report
 from attnopt.runtime import dispatch
 
 log = logging.getLogger("attnopt")
 RESTS = ("inductor", "eager")
 _KEPT_REPORTS = 64
+# Heads and two widths may be symbolic; each is known one search after it was asked for.
+_ROUNDS = 4
 reports: list[Report] = []
 """One report for each graph compiled by the backend, newest last; the oldest are dropped."""
 
@@ -81,7 +85,12 @@ def _rewritten(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Optio
         # A graph that cannot be read is run as it is: a miss is never an error.
         traced, found, notes = gm, [], (f"one graph was left as it is: {error}",)
     else:
-        found = pipeline.lower(traced, pipeline.find(traced.graph, {}, options))
+        for _ in range(_ROUNDS):
+            with fixing() as fixed:
+                found = pipeline.find(traced.graph, {}, options)
+            if not fixed:
+                break
+        found = pipeline.lower(traced, found)
         notes = tuple(f.note for f in found if f.note)
     return traced, pipeline.announce(Report(tuple(f.site() for f in found), "torch.compile graph", notes))
 
@@ -94,12 +103,35 @@ def retrace(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule
 
     try:
         with fx.traceback.preserve_node_meta():
-            traced = make_fx(run, pre_dispatch=True)(*example_inputs)
+            traced = _fake_trace(run, gm) or make_fx(run, pre_dispatch=True)(*_copies(example_inputs))
     except Exception as error:
         raise CaptureError(f"Dynamo's graph could not be traced to aten: {type(error).__name__}: {error}") from error
     forget_default_recompute(traced)
     _mark_weights(gm, traced, example_inputs)
     return normalize(traced)
+
+
+def _fake_trace(run: Callable[..., Any], gm: fx.GraphModule) -> fx.GraphModule | None:
+    """The trace on Dynamo's fake tensors, whose sizes may be symbolic; None where that gives no whole graph."""
+    inputs = [n.meta.get("example_value", n.meta.get("val")) for n in gm.graph.nodes if n.op == "placeholder"]
+    modes = {id(x.fake_mode): x.fake_mode for x in inputs if isinstance(x, FakeTensor)}
+    if len(modes) != 1 or any(x is None or (isinstance(x, torch.Tensor) and not is_fake(x)) for x in inputs):
+        return None
+    try:
+        with next(iter(modes.values())):
+            traced = make_fx(run, pre_dispatch=True)(*inputs)
+    except Exception:
+        log.debug("traced on copies of the inputs", exc_info=True)
+        return None
+    # Transforms of torch.func lose track of fake tensors, which then stand in the graph as constants.
+    held = [getattr(traced, str(n.target), None) for n in traced.graph.nodes if n.op == "get_attr"]
+    return None if any(isinstance(x, FakeTensor) for x in held) else traced
+
+
+def _copies(example_inputs: Sequence[Any]) -> list[Any]:
+    """The inputs as the user gave them, safe from what the graph writes. Their sizes are guarded: they are for good."""
+    return [x.clone() if isinstance(x, torch.Tensor) else int(x) if isinstance(x, torch.SymInt) else x
+            for x in example_inputs]  # fmt: skip
 
 
 def _mark_weights(gm: fx.GraphModule, traced: fx.GraphModule, example_inputs: Sequence[Any]) -> None:

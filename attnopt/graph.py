@@ -8,6 +8,8 @@ have it too.
 from __future__ import annotations
 
 import operator
+import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +24,8 @@ from attnopt.synonyms import rename
 aten = torch.ops.aten
 # Marks an input that is a parameter or a buffer, where its name does not say so.
 WEIGHT = "attnopt_weight"
+# Where torch's modules lie: the line that calls one tells more than the line inside.
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 # The submodule of an optimised model that holds what approximate rewrites bring along, such as learned maps.
 ADDED = "attnopt"
 
@@ -65,12 +69,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def source_line(node: fx.Node) -> str | None:
-    """`file:line` of the innermost user code that made the node."""
+    """`file:line` of the innermost user code that made the node; torch's own where there is no other."""
     trace = node.meta.get("stack_trace") or ""
     lines = [line.strip() for line in trace.splitlines() if line.strip().startswith('File "')]
     if not lines:
         return None
-    path, number = lines[-1].split('"')[1], lines[-1].split("line ")[1].split(",")[0]
+    places = [(line.split('"')[1], line.split("line ")[1].split(",")[0]) for line in lines]
+    path, number = ([p for p in places if not p[0].startswith(_TORCH)] or places)[-1]
     return f"{path}:{number}"
 
 
@@ -79,7 +84,8 @@ def module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     entries = [v[0] for v in stack.values()]
     path = str(entries[-1]) if entries else ""
-    return path.replace("L['self'].", "").replace("L__self___", "").removeprefix("L['self']")
+    # Dynamo's name of the module itself, whatever its forward calls it.
+    return re.sub(r"^L\['\w+'\]\.?", "", path.replace("L__self___", ""))
 
 
 def added_name(key: str, keys: Iterable[str]) -> str:
@@ -112,12 +118,13 @@ def _normalize(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if is_call(node, *_DROPPED) and not node.users:
             gm.graph.erase_node(node)
-    for node in gm.graph.nodes:
-        if is_call(node, aten.cat.default):
-            _drop_nothing(node)
+    _detach_ungraded(gm.graph)
     # The trace of a function under vmap leaves dead calls behind, whose fake values cannot be computed with.
     drop_dead_code(gm.graph)
     rename(gm.graph)
+    for node in gm.graph.nodes:
+        if is_call(node, aten.cat.default):
+            _drop_nothing(node)
     functionalize(gm.graph)
     drop_dead_code(gm.graph)
     gm.graph.lint()
@@ -169,6 +176,30 @@ def _inline_grad_region(gm: fx.GraphModule, call: fx.Node) -> None:
         user.replace_all_uses_with(results[user.args[1]])
         gm.graph.erase_node(user)
     gm.graph.erase_node(call)
+
+
+def _detach_ungraded(graph: fx.Graph) -> None:
+    """Detach what is computed between `_set_grad_enabled(False)` and `(True)` for who reads it outside.
+
+    That is what the two mean for gradients, and a region that is read as one then does not span them.
+    """
+    enabled, graded = True, dict[fx.Node, bool]()
+    for node in graph.nodes:
+        if node.target is torch._C._set_grad_enabled:
+            enabled = bool(node.args[0])
+        kept = node.args[0] if node.target is operator.getitem else None
+        graded[node] = graded[kept] if isinstance(kept, fx.Node) else enabled
+    for node in [n for n, on in graded.items() if not on and n.op == "call_function" and not _writes(n)]:
+        outside = [user for user in node.users if graded[user] or user.op == "output"]
+        if outside and isinstance(value(node), torch.Tensor):
+            with graph.inserting_after(node):
+                copy = _detached(graph, node)
+            for user in outside if copy is not node else ():
+                user.replace_input_with(node, copy)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:

@@ -87,7 +87,7 @@ def _sites(graph: fx.Graph, constants: Mapping[str, torch.Tensor], options: Opti
         notes: tuple[Decline, ...] = ()
         if isinstance(result, Region):
             if 0 <= options.fuel <= spent + sum(isinstance(f.result, Region) for f in found):
-                result = Decline(f"the limit of {options.fuel} rewritten sites is used up", anchor)
+                result = Decline(f"the limit of {options.fuel} rewritten sites is used up")
             else:
                 # What an approximate rewrite did to the graph before stands on the anchor.
                 result = result.replace(rewrites=tuple(anchor.meta.get("attnopt_rewrites", ())))

@@ -10,6 +10,7 @@ from torch import fx
 
 import attnopt
 from attnopt import dump
+from attnopt.errors import OptionError
 from attnopt.rewrites import PruneHeads
 from tests.modules import Function, SelfAttention
 
@@ -70,3 +71,11 @@ def test_explain_and_the_backend_dump_too(tmp_path: Path, monkeypatch: pytest.Mo
     options = {"rest": "eager", "dump": str(tmp_path / "compiled")}
     torch.compile(Function(run), backend="attnopt", options=options)(x)
     assert "score s" in (tmp_path / "compiled" / "03_lowered_sites.txt").read_text()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setenv("ATTNOPT_DUMP", str(file / "inside"))
+    with pytest.raises(OptionError, match="ATTNOPT_DUMP"):
+        attnopt.explain(Function(lambda x: x.relu()), (torch.ones(2),))

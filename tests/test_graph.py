@@ -48,11 +48,36 @@ def test_arguments_by_name_with_defaults() -> None:
     assert value(3) == 3
 
 
+class _Caller(torch.nn.Module):
+    """A module around one of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x, x, x)[0]
+
+
+def test_module_paths_of_dynamo_whatever_self_is_called() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    for name in ("L['self'].layers.0", "L['model'].layers.0", "layers.0", "L__self___layers.0"):
+        node.meta["nn_module_stack"] = {"key": (name, torch.nn.Module)}
+        assert module_path(node) == "layers.0"
+    node.meta["nn_module_stack"] = {"key": ("L['self']", torch.nn.Module)}
+    assert module_path(node) == ""
+
+
 def test_where_a_node_comes_from() -> None:
     import attnopt
 
     (site,) = attnopt.explain(SelfAttention().eval(), (X,)).sites
     assert site.source.rpartition(":")[0].endswith("modules.py")
+    (site,) = attnopt.explain(torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), (X,)).sites
+    assert "torch" in site.source, "where all the code is torch's own"
+    (site,) = attnopt.explain(_Caller().eval(), (X,)).sites
+    line = _Caller.forward.__code__.co_firstlineno + 1
+    assert site.source.endswith(f"test_graph.py:{line}"), "and not torch's line inside"
     graph = captured(lambda x: x + 1, X).gm.graph
     placeholder = next(iter(graph.nodes))
     assert module_path(placeholder) == ""

@@ -18,6 +18,7 @@ from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, walk
 from attnopt.patterns.site import Frame, Parts, build, frame, width
+from attnopt.patterns.sizes import fix
 from attnopt.patterns.views import shape
 from attnopt.patterns.weights import Weights, settle
 from attnopt.region import Region
@@ -142,6 +143,8 @@ def products(load: ex.Load, site: Applied) -> tuple[Place, Place] | None:
     made = site.lifter.nodes[load.args[0].name]
     found = pair(made, load.args[1:], ex.d) if isinstance(made, fx.Node) else None
     dtype = value(made).dtype if found is not None else torch.int64
+    for operand, _ in found or ():
+        fix(operand, extent(made))
     if found is None or not extent(made).is_Integer or not (dtype.is_floating_point or dtype.is_complex):
         return None  # (a sum of integer products makes an index)
     key, query = found if _over(found[0], ex.k) or _over(found[1], ex.q) else found[::-1]

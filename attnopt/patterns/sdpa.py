@@ -17,6 +17,7 @@ from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
 from attnopt.patterns.operands import Place
 from attnopt.patterns.site import Parts, build, frame, width
+from attnopt.patterns.sizes import fix
 from attnopt.patterns.views import Index, shape
 from attnopt.region import Region
 from attnopt.spec import EmptyRow
@@ -30,6 +31,8 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     query, key, values = a["query"], a["key"], a["value"]
     rank = value(node).dim()
     if not shape(query)[-1].is_Integer or not shape(values)[-1].is_Integer:
+        fix(query, shape(query)[-1])
+        fix(values, shape(values)[-1])
         return Decline("the head width is not known when the graph is captured", node)
     lengths = shape(key)[-2], shape(values)[-2]
     if lengths[0] != lengths[1] and lengths[0].is_Integer and lengths[1].is_Integer:

@@ -19,6 +19,7 @@ from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked
 from attnopt.patterns.operands import Place, own_heads, resolve
 from attnopt.patterns.safety import jumps, unsafe
+from attnopt.patterns.sizes import fix
 from attnopt.patterns.views import Index, shape
 from attnopt.region import Line, Region
 from attnopt.spec import AttentionSpec, Heads, Normalizer, Pointwise, Softmax
@@ -86,8 +87,10 @@ def frame(
             symbol = sp.Symbol(name, integer=True, nonnegative=True)
             index[place], dims[place], sizes[symbol] = symbol, (name,), extents[place]
             batch.append(symbol)
-    if not heads.is_Integer:
-        return Decline("the number of heads is not known when the graph is captured", output)
+    for what, size in (("number of heads", heads), ("width of the values", extents[width_dim])):
+        if not size.is_Integer:
+            fix(output, size)
+            return Decline(f"the {what} is not known when the graph is captured", output)
     sizes[ex.h] = heads
     folded = ex.b * fold + ex.h if ("b", "h") in dims else None
     return Frame(tuple(index), tuple(dims), tuple(batch), Sizes(sizes), int(heads), folded)

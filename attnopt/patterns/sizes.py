@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import sympy as sp
@@ -13,6 +15,7 @@ from torch.utils._sympy import functions as torch_functions
 from attnopt.expr import FloorDiv, Maximum, Minimum, Mod
 from attnopt.graph import value
 
+_fixed: ContextVar[list[sp.Expr] | None] = ContextVar("attnopt_fixed_sizes", default=None)
 _FUNCTIONS: dict[str, Callable[..., sp.Expr]] = {
     "FloorDiv": FloorDiv, "CleanDiv": FloorDiv, "Mod": Mod, "PythonMod": Mod, "Max": Maximum, "Min": Minimum,
     "IntTrueDiv": lambda x, y: x / y, "FloatTrueDiv": lambda x, y: x / y, "ToFloat": lambda x: x,
@@ -29,6 +32,29 @@ def size(x: Any) -> sp.Expr:
     if isinstance(x, (torch.SymInt, torch.SymFloat)):
         return known(x.node.expr)
     return sp.Integer(int(x))
+
+
+@contextlib.contextmanager
+def fixing() -> Iterator[list[sp.Expr]]:
+    """Inside, sizes that have to be numbers are made numbers where whoever traced the graph can guard them.
+
+    Gives the list of them: where it has any in the end, the graph is to be searched anew.
+    """
+    found: list[sp.Expr] = []
+    token = _fixed.set(found)
+    try:
+        yield found
+    finally:
+        _fixed.reset(token)
+
+
+def fix(node: fx.Node, wanted: sp.Expr) -> None:
+    """Make a size of the node's tensor a number, under `fixing`."""
+    found = _fixed.get()
+    for x in value(node).shape if found is not None else ():
+        if isinstance(x, torch.SymInt) and size(x) == wanted:
+            int(x)
+            found.append(wanted)  # type: ignore[union-attr]
 
 
 def known(e: sp.Expr) -> sp.Expr:

@@ -28,6 +28,8 @@ _BETWEEN = {
 # Products that are candidates although their form may turn out to be unknown.
 _PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm", "aten::addmm"}
 _MORE = "the softmax runs over more than the keys whose values are summed"
+_NO_PRODUCT = "no contraction of queries and keys makes the scores"
+_STEPS = 64
 _CHANGED = "the weights are changed between the softmax and the values"
 # More columns than this beside the keys are no sinks.
 _COLUMNS = 8
@@ -85,7 +87,7 @@ def _read(
 ) -> Region | Decline:
     site = apply(output, lambda n: n in way, constants, fold, (node,))
     if isinstance(site, Decline):
-        return site
+        return site if _has_product(node) else Decline(_NO_PRODUCT, node)  # a router, whatever its weights multiply
     hearts = [load for load in site.weights.atoms(ex.Load) if load.args[0].name == node.name]
     if len(hearts) != 1:
         return Decline(_CHANGED, site.node)
@@ -121,6 +123,21 @@ def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
     if changed is None or any(x.has(ex.k) for x in columns) or (columns and changed.factor.has(ex.k)):
         return None
     return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns))
+
+
+def _has_product(node: fx.Node) -> bool:
+    """Whether a product of two tensors stands behind the softmax, and not only a map of one."""
+    queue, seen = [node.args[0]], {node}
+    while queue and len(seen) < _STEPS:
+        current = queue.pop(0)
+        if not isinstance(current, fx.Node) or current in seen:
+            continue
+        seen.add(current)
+        if is_contraction(current):
+            return True
+        if op_name(current) != "aten::linear":
+            queue += current.all_input_nodes
+    return bool(queue)
 
 
 def _columns(node: fx.Node, site: Applied, index: Index, dim: int) -> list[Index] | Decline:
