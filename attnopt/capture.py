@@ -17,8 +17,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from attnopt.errors import CaptureError, OptionError, ShapeError
-from attnopt.exporting import export
+from attnopt.errors import CaptureError, ShapeError
+from attnopt.exporting import check_shapes, export
 from attnopt.graph import normalize, value
 
 log = logging.getLogger("attnopt")
@@ -111,10 +111,7 @@ def share(model: nn.Module) -> nn.Module:
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any = None) -> Captured:
-    """Capture by `torch.export`. Raises `CaptureError` when the model cannot be exported.
-
-    Raises `OptionError` for `dynamic_shapes` of another structure than the inputs.
-    """
+    """Capture by `torch.export`. Raises `CaptureError` when the model cannot be exported."""
     _check_devices(model, args, kwargs)
     try:
         with warnings.catch_warnings():
@@ -122,16 +119,10 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             apart, named = _apart(args, kwargs)
             program, functions = export(model, apart, named, dynamic_shapes)
     except Exception as error:
-        first = str(error).strip().splitlines()
-        kind = getattr(getattr(error, "error_type", None), "name", "")  # torch's own class would load Dynamo
-        if dynamic_shapes is not None and kind == "INVALID_INPUT" and "dynamic_shapes" in first[0]:
-            raise OptionError(
-                f"dynamic_shapes does not fit the inputs of {type(model).__name__}: {first[0]}"
-            ) from error
-        raise CaptureError(
-            f"torch.export could not capture {type(model).__name__}: {type(error).__name__}: "
-            f"{first[0] if first else ''}"
-        ) from error
+        check_shapes(error, dynamic_shapes, model)
+        said = (str(error).strip().splitlines() or [""])[0]
+        names = f"{type(model).__name__}: {type(error).__name__}"
+        raise CaptureError(f"torch.export could not capture {names}: {said}") from error
     if functions and model.training:
         raise CaptureError(
             f"{type(model).__name__} calls {', '.join(sorted(functions))}, a torch.autograd.Function, and torch.export "

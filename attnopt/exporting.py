@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules import transformer
 
+from attnopt.errors import OptionError
+
 _LOUD = ("torch.fx.experimental.symbolic_shapes", "torch._export", "torch.export")
 
 
@@ -82,3 +84,11 @@ def _own_gradients() -> Iterator[set[str]]:
         yield functions
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+def check_shapes(error: BaseException, dynamic_shapes: Any, model: nn.Module) -> None:
+    """Raise `OptionError` if the error says that `dynamic_shapes` has another structure than the inputs."""
+    kind = getattr(getattr(error, "error_type", None), "name", "")  # torch's own class would load Dynamo
+    said = str(error).strip().split("\n")[0]
+    if dynamic_shapes is not None and kind == "INVALID_INPUT" and "dynamic_shapes" in said:
+        raise OptionError(f"dynamic_shapes does not fit the inputs of {type(model).__name__}: {said}") from error

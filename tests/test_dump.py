@@ -68,6 +68,7 @@ def test_explain_and_the_backend_dump_too(tmp_path: Path, monkeypatch: pytest.Mo
     attnopt.explain(Function(run), (x,))
     assert "00_captured_graph.py" in _names(tmp_path / "explain")
     monkeypatch.delenv("ATTNOPT_DUMP")
+    torch._dynamo.reset()
     options = {"rest": "eager", "dump": str(tmp_path / "compiled")}
     torch.compile(Function(run), backend="attnopt", options=options)(x)
     assert "score s" in (tmp_path / "compiled" / "03_lowered_sites.txt").read_text()
