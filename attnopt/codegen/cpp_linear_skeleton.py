@@ -184,15 +184,16 @@ void head(const Args& a, int64_t b, int64_t h, Scratch& t) {
   memset(&t, 0, sizeof t);
   const double rate = a.rate ? a.rate[b * a.rate_stride[0] + h * a.rate_stride[1]] : 0.0;
   for (int i = 0; kDecay && i < kChunk; ++i) t.power[kChunk - 1 - i] = float(exp(rate * double(i - a.offset)));
-  int64_t base = reach(a, b, h, 0, kCausal ? within(a.offset + 1, a.n_k) : a.n_k, rate, t);
+  int64_t base = reach(a, b, h, 0, kCausal ? within(a.offset, a.n_k) : a.n_k, rate, t);
   for (int64_t q0 = 0; q0 < a.n_q; q0 += kChunk) {
     const int rows = int(minimum(a.n_q - q0, int64_t(kChunk)));
-    // Every query of the chunk sees what is in the state; of the keys that follow each sees one more than the last.
+    // Every query of the chunk sees what is in the state; of the keys that follow the first one sees its own, each next
+    // one more. The own key is no part of the state: its product is rounded once, in the weight and in their sum.
     const int whole = kCausal ? int(within(a.n_k - base, kChunk)) : 0;
     if (whole > 0) read_keys(a, b, h, base, whole, t);
     answer(a, b, h, q0, rows, base, whole, rate, t);
     if (!kCausal) continue;
-    const int64_t next = within(q0 + kChunk + a.offset + 1, a.n_k);
+    const int64_t next = within(q0 + kChunk + a.offset, a.n_k);
     if (next == base + whole && whole > 0) take_in(rate, whole, t), base = next;
     base = reach(a, b, h, base, next, rate, t);
   }

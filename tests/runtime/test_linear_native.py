@@ -65,6 +65,19 @@ def test_it_is_as_right_as_the_reference(name: str, dtype: torch.dtype) -> None:
             assert verdict.ok, (sizes, verdict)
 
 
+def test_the_first_row_of_a_causal_mask_is_its_value() -> None:
+    """A weight over itself: three roundings, whatever the weight. Of many rows few see so few keys."""
+    given = plain.spec(keep=ex.q >= ex.k, divide=ex.t)
+    draw = torch.Generator().manual_seed(0)
+    for length in (1, 64, 200):
+        heads = given.heads
+        shapes = ((heads.q, heads.d_qk), (heads.k, heads.d_qk), (heads.v, heads.d_v))
+        q, k, v = (torch.rand(3, h, length, d, generator=draw) + 0.1 for h, d in shapes)
+        out = _built(given, torch.float32)(q, k, v, (), ())[0][:, :, 0]
+        first = v[:, list(heads.v_map), 0]
+        assert bool(((out - first).abs() <= 2 * torch.finfo(torch.float32).eps * first.abs()).all())
+
+
 def test_the_sums_of_weights_come_too() -> None:
     given = SPECS["causal"]
     qkv, _ = plain.inputs(given, 130, 130, torch.float32)
