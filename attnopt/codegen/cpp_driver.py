@@ -11,6 +11,7 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
     float* panel = panels + k0 / kPanel * kPanel * kD + k0 % kPanel;
     const int valid = int(minimum(a.n_k - k0, int64_t(kLanes)));
     int d = 0;
+@FEW_KEYS@
     for (; column == 1 && d + kLanes <= kD; d += kLanes) {
       VF x[kLanes] = {};
       for (int i = 0; i < valid; ++i) x[i] = load_f<false>(keys + (k0 + i) * row + d, kLanes);

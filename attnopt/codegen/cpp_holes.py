@@ -143,7 +143,7 @@ def _dispatch(plan: Plan) -> dict[str, str]:
         for kind in ("Score", "Value")
     ]  # fmt: skip
     return {"TILE_DISPATCH": "\n".join(tables), "BLOCK_OF": "r / kRows", "COPIES": "",
-            "ONES": ", ".join(["1.0f"] * plan.rows), "NEXT": "", "NO_NEXT": ""}  # fmt: skip
+            "ONES": ", ".join(["1.0f"] * plan.rows), "NEXT": "", "NO_NEXT": "", "FEW_KEYS": ""}  # fmt: skip
 
 
 def _row_of(call: str, sizes: list[int]) -> str:

@@ -32,6 +32,14 @@ _JOIN_MAX = """\
   t.max[r] = next;
   t.sum[r * kLanes] = t.sum[r * kLanes] * mine + part.sum * other;
   for (int d = 0; d < kWidth; ++d) t.out[r * kWidth + d] = t.out[r * kWidth + d] * mine + part.out[d] * other;"""
+_SETTLE = """\
+// The maximum of a row that has no other tile of keys; what it started with, a sink, is older.
+INLINE void settle(int r, Scratch& t) {
+  const float old = t.max[r], top = max_lanes(load(t.top + r * kLanes)), next = top > old ? top : old;
+  t.max[r] = next;
+  t.shift[r] = next == -INFINITY ? 0.0f : next;
+  t.scale[r] = old == -INFINITY || next == old ? 1.0f : exp_negative(splat_f(old - next))[0];
+}"""
 _KEEP_SUM = "  part.sum = sum_lanes(load(t.sum + r * kLanes));{size}"
 _KEEP_SIZE = "\n  part.size = sum_lanes(load(t.size + r * kLanes));"
 _JOIN_SUM = """\
@@ -42,7 +50,7 @@ _LSE = "  if (a.lse) a.lse[(b * kHeads + h) * n_q + q] = {value};"
 
 
 def normalizer_holes(spec: AttentionSpec, printer: MakePrinter) -> dict[str, str]:
-    """Text of `ROWS`, `SCRATCH`, `START`, `RESCALE`, `FINISH`, `GATE`, `EMPTY` and `LSE`."""
+    """Text of `ROWS`, `SCRATCH`, `START`, `RESCALE`, `SETTLE`, `FINISH`, `GATE`, `EMPTY` and `LSE`."""
     gate, statements = "", ""
     if spec.gate != 1:
         p = printer()
@@ -83,7 +91,8 @@ def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, 
         "START": indent(start, 2),
         "RESCALE": "  for (int r = 0; r < rows; r += kLanes) raise(r, t);\n"
         "  for (int r = 0; r < rows; ++r) weigh(begin[@BLOCK_OF@], end[@BLOCK_OF@], r, t);",
-        "RESCALE_BLOCK": "  for (int r = 0; r < R; r += kLanes) raise(r, t);\n"
+        "SETTLE": _SETTLE,
+        "RESCALE_BLOCK": "  for (int r = 0; r < R; ++r) settle(r, t);\n"
         "  for (int r = 0; r < R; ++r) {\n    fetch_part(a, t, q0 + r);\n    weigh(begin, end, r, t);\n  }",
         "START_PART": "  t.max[r] = -INFINITY;\n  store(t.sum + r * kLanes, VF{});",
         "KEEP_PART": _KEEP_MAX,
@@ -116,6 +125,7 @@ def _pointwise(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str
         "SIZE_STORE": "  store(t.size + r * kLanes, size);" if sizes else "",
         "START": "  store(t.size + r * kLanes, VF{});" if sizes else "",
         "RESCALE": "",
+        "SETTLE": "",
         "RESCALE_BLOCK": "  for (int r = 0; r < R; ++r) fetch_part(a, t, q0 + r);",
         "START_PART": "",
         "KEEP_PART": _KEEP_SUM.format(size=_KEEP_SIZE if sizes else ""),

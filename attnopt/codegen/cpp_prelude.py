@@ -166,12 +166,6 @@ INLINE VF tanh_(VF x) {
   return size < 0.625f ? small : signed_large;
 }
 
-INLINE float max_lanes(VF x) {
-  float top = x[0];
-  for (int lane = 1; lane < kLanes; ++lane) top = x[lane] > top ? x[lane] : top;
-  return top;
-}
-
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
@@ -180,6 +174,11 @@ INLINE float max_lanes(VF x) {
 // The sum of all lanes: of halves, then of halves of those.
 INLINE float sum_lanes(VF x) {
 @SUM@
+  return x[0];
+}
+// The largest lane.
+INLINE float max_lanes(VF x) {
+@MOST@
   return x[0];
 }
 // The transposition of a square of kLanes vectors.
@@ -201,10 +200,12 @@ def prelude(lanes: int, half: bool) -> str:
     low = [n for i in range(lanes // 2) for n in (i, i + lanes)]
     high = [n + lanes // 2 for n in low]
     halves = [lanes >> i for i in range(1, lanes.bit_length())]
+    across = [f"SHUFFLE(x, x, {', '.join(str(i ^ w) for i in range(lanes))})" for w in halves]
     parts = {
         "LANES": str(lanes),
         "IOTA": ", ".join(map(str, range(lanes))),
-        "SUM": "\n".join(f"  x += SHUFFLE(x, x, {', '.join(str(i ^ w) for i in range(lanes))});" for w in halves),
+        "SUM": "\n".join(f"  x += {other};" for other in across),
+        "MOST": "\n".join(f"  x = select(x > {other}, x, {other});" for other in across),
         "LOW": ", ".join(map(str, low)),
         "HIGH": ", ".join(map(str, high)),
         "HALF": half_type(half),

@@ -1,13 +1,33 @@
 """The forward in C++ for heads whose keys are one tile, with holes written `@NAME@`: windows, patches, short texts.
 
 A few rows at a time go all the way from the scores to the result, so that only they are between the products, and
-nothing is kept from one tile of keys for the next. Rows are shared out evenly: 49 are five sixes less one, five times,
-not eight sixes and one left over.
+nothing is kept from one tile of keys for the next. Rows are shared out evenly: 49 are nine fives and a four.
 """
 
 from __future__ import annotations
 
 WHOLE_BLOCKS = r"""
+// So few keys in the last panel stay rows, and their scores are sums over lanes: a panel would be nearly all zeros.
+constexpr int kFew = kD % kLanes == 0 ? 2 : 0;
+
+// Scores of R queries against `count` rows of keys: s[r][0 .. kLanes), zero beyond the last key.
+template <int R> INLINE void few_scores(const float* q, const float* keys, int count, float* s) {
+  VF found[R] = {};
+  for (int key = 0; key < count; ++key) {
+    VF sum[R] = {};
+#pragma GCC unroll 4
+    for (int d = 0; d < kD; d += kLanes) {
+      const VF x = load(keys + key * kD + d);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sum[r] += load(q + r * kD + d) * x;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) found[r] = select(kIota == key, splat_f(sum_lanes(sum[r])), found[r]);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store(s + r * kBlockK, found[r]);
+}
+
 // The sums of R rows over all keys, times factors:
 // out[r][..] = factor[r] * sum of p[r][key] * v[key][0 .. NV * kLanes).
 template <int R, int NV>
@@ -57,6 +77,8 @@ INLINE void fetch_part(const Args& a, const Scratch& t, int64_t query) {
   fetch(a.out + b * a.out_stride[0] + head * a.out_stride[1], a.out_stride, i, i + 1, kDv);
 }
 
+@SETTLE@
+
 // Queries [q0, q0 + R) of one head from their scores to their results.
 template <int R>
 void row_block(const Args& a, int64_t b, int64_t h, int64_t q0, const float* panels, const float* values, Scratch& t) {
@@ -69,6 +91,7 @@ void row_block(const Args& a, int64_t b, int64_t h, int64_t q0, const float* pan
   const int end = last > begin ? last : begin;
   for (int column = begin; column < end; column += kPanel) {
     if (end - column > kLanes) score_block<R, 2>(t.q, panels + column * kD, t.s + column);
+    else if (n_k - column <= kFew) few_scores<R>(t.q, panels + column * kD, end - column, t.s + column);
     else score_block<R, 1>(t.q, panels + column * kD, t.s + column);
   }
   const bool masked = begin < range.full_lo || end > range.full_hi;
@@ -112,6 +135,11 @@ void query_tile(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, const
 # What a thread remembers of the rows at hand and of the head that it takes next, and where the driver says so.
 NEXT = {
     "COPIES": "  float factor[kStats];\n  int64_t next;  // head of keys to ask for meanwhile; 0 for none",
+    "FEW_KEYS": """\
+    if (k0 % kPanel == 0 && valid <= kFew) {
+      for (int i = 0; i < valid; ++i) read_row(keys + (k0 + i) * row, column, kD, 1.0f, panel + i * kD);
+      continue;
+    }""",
     "NEXT": "      buffers.scratch[me].next = a.n_q <= kMostQ && item + 1 < items ? item + 1 : 0;",
     "NO_NEXT": "    scratch.next = 0;",
 }

@@ -251,12 +251,6 @@ INLINE VF tanh_(VF x) {
   return size < 0.625f ? small : signed_large;
 }
 
-INLINE float max_lanes(VF x) {
-  float top = x[0];
-  for (int lane = 1; lane < kLanes; ++lane) top = x[lane] > top ? x[lane] : top;
-  return top;
-}
-
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
@@ -267,6 +261,13 @@ INLINE float sum_lanes(VF x) {
   x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
   x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
   x += SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x[0];
+}
+// The largest lane.
+INLINE float max_lanes(VF x) {
+  x = select(x > SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3), x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+  x = select(x > SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5), x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+  x = select(x > SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6), x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
   return x[0];
 }
 // The transposition of a square of kLanes vectors.
@@ -475,6 +476,7 @@ void pack_keys(const Args& a, int64_t b, int64_t head, float* panels) {
     float* panel = panels + k0 / kPanel * kPanel * kD + k0 % kPanel;
     const int valid = int(minimum(a.n_k - k0, int64_t(kLanes)));
     int d = 0;
+
     for (; column == 1 && d + kLanes <= kD; d += kLanes) {
       VF x[kLanes] = {};
       for (int i = 0; i < valid; ++i) x[i] = load_f<false>(keys + (k0 + i) * row + d, kLanes);
