@@ -235,7 +235,7 @@ def _build(
     original = copied(captured.gm) if settings.validate else None
     known = Known(captured.scalars, captured.tables(fast._source))
     found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, known, options)]
-    found = pipeline.lower(captured.gm, found)
+    found = pipeline.lower(captured.gm, pipeline.leave(found, options))
     compiled = Compiled(captured, captured.gm, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:
@@ -251,7 +251,7 @@ def _build(
         compiled.run = torch.compile(captured.gm, backend="inductor")
     else:
         pipeline.past_dispatcher(captured.gm)
-    sites = [replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites]
+    sites = [replace(s, kernel=s.kernel or dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites]
     notes = tuple(f.note for f in found if f.note)
     if captured.functions:
         names = ", ".join(captured.functions)

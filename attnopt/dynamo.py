@@ -90,7 +90,7 @@ def _rewritten(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Optio
                 found = pipeline.find(traced.graph, {}, options)
             if not fixed:
                 break
-        found = pipeline.lower(traced, found)
+        found = pipeline.lower(traced, pipeline.leave(found, options))
         notes = tuple(f.note for f in found if f.note)
     return traced, pipeline.announce(Report(tuple(f.site() for f in found), "torch.compile graph", notes))
 
@@ -205,7 +205,9 @@ def compile_with_dynamo(
         raise CaptureError(f"neither torch.export nor Dynamo could capture the model. {why} Dynamo: {error}") from error
     sites = tuple(site for report in compiled.backend.reports for site in report.sites)
     with dispatch.use(settings.options):
-        sites = tuple(replace(s, kernel=dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites)
+        sites = tuple(
+            replace(s, kernel=s.kernel or dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites
+        )
     notes = (f"captured by Dynamo in {len(compiled.backend.reports)} graphs, because {why}",)
     notes += tuple(note for report in compiled.backend.reports for note in report.notes)
     return compiled, Report(sites, type(fast._source).__name__, notes)

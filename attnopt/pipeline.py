@@ -25,6 +25,7 @@ from attnopt.passes.nearest import blocking
 from attnopt.region import Region
 from attnopt.report import Bystander, Report, Site
 from attnopt.runtime import op
+from attnopt.runtime.sdpa import cheaper, sdpa_scale
 
 log = logging.getLogger("attnopt")
 
@@ -33,7 +34,8 @@ log = logging.getLogger("attnopt")
 class Found:
     """One site: its anchor, and either its region after the exact rewrites or why it was declined.
 
-    `used` says who uses inner values of a fused site, which are then still computed.
+    `used` says who uses inner values of a fused site, which are then still computed. `left` says why a site stays the
+    `scaled_dot_product_attention` that it is in the source.
     """
 
     anchor: fx.Node
@@ -41,11 +43,14 @@ class Found:
     result: Region | Decline
     notes: tuple[Decline, ...] = field(default=())
     used: str = ""
+    left: str = ""
 
     @property
     def note(self) -> str:
         """What the user should know of a fused site; empty if nothing."""
-        return f"{module_path(self.anchor) or self.anchor.name}: {self.used}" if self.used else ""
+        left = self.left and f"scaled_dot_product_attention, because {self.left}"
+        told = "; ".join(filter(None, (self.used, left)))
+        return f"{module_path(self.anchor) or self.anchor.name}: {told}" if told else ""
 
     def site(self, status: str = "fused", **more: object) -> Site:
         """The report's entry."""
@@ -63,6 +68,7 @@ class Found:
             common["hint"] = self.result.hint or hint_for(self.result.reason)
             return Site(**common, status="declined")  # type: ignore[arg-type]
         status = "rewritten" if approximate else status
+        more = {"kernel": "sdpa", **more} if self.left else more
         return Site(**common, spec=self.result.whole, status=status, rewrites=self.result.rewrites, **more)  # type: ignore[arg-type]
 
 
@@ -107,8 +113,25 @@ def _summed(found: list[Found]) -> list[Found]:
     return [replace(f, pattern="agent") if f.anchor in named else f for f in found]
 
 
+def leave(found: Sequence[Found], options: Options) -> list[Found]:
+    """The sites, marked those that should stay `scaled_dot_product_attention`: plain, short, of known sizes."""
+    return [replace(f, left=_left(f)) for f in found] if options.kernel == "auto" else list(found)
+
+
+def _left(found: Found) -> str:
+    region, node = found.result, found.anchor
+    if not isinstance(region, Region) or region.merge or region.output is not node or region.rewrites:
+        return ""
+    if op_name(node) != "aten::scaled_dot_product_attention" or sdpa_scale(region.spec.canonical()) is None:
+        return ""
+    given = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False)) | node.kwargs
+    if given.get("attn_mask") is not None:
+        return ""
+    return cheaper(*(value(given[name]) for name in ("query", "key", "value")))
+
+
 def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
-    """Replace every found region by the operator, in place. Returns the sites, some now declined."""
+    """Replace every found region that is not left by the operator, in place. Returns the sites, some now declined."""
     modules = [gm, *(body.gm for body in everywhere(gm))]
     out = [f for module in modules for f in _lower(module, [f for f in found if f.anchor.graph is module.graph])]
     _tell("lowered", gm, out)
@@ -120,13 +143,13 @@ def _lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
     lowering, out = Lowering(gm), []
     for item in found:
         result = item.result
-        if isinstance(result, Region):
+        if isinstance(result, Region) and not item.left:
             call = _lowered(lowering, result)
             if isinstance(call, Decline):
                 result = call
         out.append(replace(item, result=result))
     lowering.finish()
-    used = used_elsewhere(gm.graph, [f.result for f in out if isinstance(f.result, Region)])
+    used = used_elsewhere(gm.graph, [f.result for f in out if isinstance(f.result, Region) and not f.left])
     out = [replace(f, used=used.get(f.anchor, "")) for f in out]
     drop_dead_code(gm.graph)
     gm.graph.lint()

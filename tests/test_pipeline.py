@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,52 @@ def test_past_the_dispatcher_the_graph_computes_the_same() -> None:
     (got,), (want,) = (torch.autograd.grad(y.square().sum(), x) for y in (replay(graph, x)[0], _run(x)))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
     assert operator in [n.target for n in make_fx(lambda x: replay(graph, x)[0])(X).graph.nodes]
+
+
+SHORT = Function(lambda q, k: torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True).mT.sin())
+Q = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_short_call_stays_and_the_report_says_why() -> None:
+    fast = attnopt.optimize(SHORT, (Q, Q), strict=True)
+    (site,) = fast.report.sites
+    assert (site.status, site.kernel) == ("fused", "sdpa")
+    assert "scaled_dot_product_attention, because the call is short" in "".join(fast.report.notes)
+    assert torch.equal(fast(Q, Q), SHORT(Q, Q))
+    q = Q.clone().requires_grad_()
+    got, want = (torch.autograd.grad(run(q, Q).square().sum(), q)[0] for run in (fast, SHORT))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kernel", ["cpp", "reference"])
+def test_who_asks_for_a_kernel_gets_it(kernel: str) -> None:
+    fast = attnopt.optimize(SHORT, (Q, Q), options={"kernel": kernel})
+    assert fast.report.sites[0].kernel == kernel
+    assert not fast.report.notes
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda q, k: torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=k[..., :5].sigmoid()),
+        lambda q, k: torch.nn.functional.scaled_dot_product_attention(q[0], k[0], k[0]),
+        lambda q, k: torch.nn.functional.scaled_dot_product_attention(q, k, k, dropout_p=0.5),
+        lambda q, k: (q @ k.mT).softmax(-1) @ k,
+    ],
+    ids=["masked", "three dimensions", "dropout", "by hand"],
+)
+def test_what_is_not_left(run: Callable[..., torch.Tensor]) -> None:
+    graph = captured(run, Q, Q)
+    (found,) = pipeline.leave(pipeline.find(graph.gm.graph, graph.scalars, Options()), Options())
+    assert not found.left
+
+
+def test_sizes_that_are_not_known_are_not_short() -> None:
+    fast = attnopt.optimize(
+        SHORT, (Q, Q), dynamic_shapes={"args": ({2: torch.export.Dim("n")}, {2: torch.export.Dim("m")})}
+    )
+    assert fast.report.sites[0].kernel != "sdpa"
+    assert not fast.report.notes
 
 
 def test_disabled_finds_nothing() -> None:
