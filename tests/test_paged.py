@@ -53,6 +53,16 @@ def test_inputs_that_do_not_fit_are_one_error(other: dict[str, Any], said: str) 
         paged.attention(LAST, *given(**other))
 
 
+def test_new_keys_are_taken_or_refused() -> None:
+    new = torch.zeros(2, 3, 2, 16), torch.zeros(2, 3, 2, 8)
+    out, _ = paged.attention(LAST, *given(), new_keys=new[0], new_values=new[1])
+    assert out.shape == (2, 4, 1, 8)
+    with pytest.raises(OptionError, match="come together"):
+        paged.attention(LAST, *given(), new_keys=new[0])
+    with pytest.raises(ShapeError, match=r"new_values must have the shape \[2, 3, 2, 8\]; it is \[2, 2, 2, 8\]"):
+        paged.attention(LAST, *given(), new_keys=new[0], new_values=new[1][:, 1:])
+
+
 def test_captures_and_scalars_are_counted() -> None:
     with pytest.raises(ShapeError, match=r"takes the captures \[\] and the scalars \[\]; 1 and 0 were given"):
         paged.attention(LAST, *given(), captures=[torch.zeros(1)])

@@ -22,12 +22,14 @@ class Layout:
     """The part of the inputs that a kernel is specialised for: dtypes and unit strides, never sizes.
 
     `page`: how many keys stand together where a table says which page of a pool holds which keys of which batch entry;
-    0 where all keys of a batch entry stand in one tensor.
+    0 where all keys of a batch entry stand in one tensor. `new`: whether keys in a tensor of their own follow those in
+    pages.
     """
 
     dtype: str
     captures: tuple[CaptureLayout, ...] = ()
     page: int = 0
+    new: bool = False
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def emit(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_note: str
         constants(spec, plan, body, layout.page),
         *helpers(body),
         body,
-        forward_launcher(spec, given, plan.listed, rows, layout.page),
+        forward_launcher(spec, given, plan.listed, rows, layout),
     ]
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n",
@@ -131,7 +131,7 @@ def emit_decode(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_no
         constants(spec, plan, body, layout.page),
         *helpers(body),
         body,
-        decode_launcher(spec, split, combine, layout.page),
+        decode_launcher(spec, split, combine, layout),
     ]
     entries = Entry("attention_split", tuple(split)), Entry("attention_combine", tuple(combine))
     return TritonKernel(
@@ -196,6 +196,7 @@ def header(spec: AttentionSpec, layout: Layout, plan: TritonPlan, note: str, wha
         f"spec    {spec}",
         f"key     {spec.key}",
         f"layout  {layout.dtype}{f'; pages of {layout.page} keys' if layout.page else ''}"
+        f"{', and new ones' if layout.new else ''}"
         f"{'; ' + captures if captures else ''}",
         f"plan    {plan}{', fp32 products ' + plan.fp32 if layout.dtype == 'float32' else ''}",
         *([f"source  {note}"] if note else []),

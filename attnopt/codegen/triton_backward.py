@@ -18,13 +18,9 @@ from attnopt.codegen.triton_forward import (
     kernel_text,
     key_bases,
     load_queries,
-    loops,
     padded,
-    split_ranges,
     tensor_arguments,
     tile_loads,
-    visit_calls,
-    wrapped,
 )
 from attnopt.codegen.triton_gather import gathers, wanted_rows
 from attnopt.codegen.triton_parts import (
@@ -40,6 +36,7 @@ from attnopt.codegen.triton_parts import (
 )
 from attnopt.codegen.triton_readers import by_runs
 from attnopt.codegen.triton_tables import SOME_KEY, sink_gradient, table_gradients
+from attnopt.codegen.triton_visits import loops, split_ranges, visit_calls, wrapped
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 _INSIDE = "rows_inside = q0 + tl.arange(0, BLOCK_M)[:, None] < n_q"

@@ -17,16 +17,13 @@ from attnopt.codegen.triton_forward import (
     kernel_text,
     key_bases,
     load_queries,
-    loops,
     padded,
-    split_ranges,
     store,
-    visit_body,
-    visit_calls,
-    visit_function,
+    visits,
 )
 from attnopt.codegen.triton_gather import wanted_rows
-from attnopt.codegen.triton_parts import Parts, arguments, assigned, empty_state, folded_scale, parts, row_ends, words
+from attnopt.codegen.triton_parts import Parts, empty_state, folded_scale, parts, row_ends, words
+from attnopt.codegen.triton_visits import loops, split_ranges
 from attnopt.spec import AttentionSpec, Pointwise
 
 _PARTIAL = [Argument("sums_ptr", "float32", "sums"), Argument("state_ptr", "float32", "state")]
@@ -46,19 +43,16 @@ def decode(spec: AttentionSpec, layout: Layout, block_n: int = 16) -> tuple[str,
     made = parts(spec, layout)
     given = _without(forward_arguments(spec, layout), ("out", "lse"))
     given = [*given[: _pointers(given)], *_PARTIAL, *given[_pointers(given) :], _SPLITS]
-    setup = [*_program(spec), *pages.entry(layout.page), *load_queries(spec), *_bases(spec, layout.page)]
+    setup = [*_program(spec), *pages.entry(layout), *load_queries(spec), *_bases(spec, layout)]
     setup += [*made.ranges, *split_ranges(made), *_share(made)]
     setup += [*made.rows, *(made.start if isinstance(spec.normalizer, Pointwise) else empty_state())]
     setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
-    body, state = visit_body(made, block_n=block_n), ["acc", *made.state]
-    available = [*(a.name for a in given), *assigned(setup)]
-    wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
-    visits = visit_calls(loops(made, "begin", "end"), state, wanted)
-    split = kernel_text("attention_split", _SPLIT, given, [*setup, *visits, *_keep(made)])
+    functions, calls = visits(made, given, setup, loops(made, "begin", "end"), block_n)
+    split = kernel_text("attention_split", _SPLIT, given, [*setup, *calls, *_keep(made)])
     joined = _without(forward_arguments(spec, layout), ("q",))
     joined = [*joined[: _pointers(joined)], *_PARTIAL, *joined[_pointers(joined) :], _SPLITS]
     combine = kernel_text("attention_combine", _COMBINE, joined, _combine(spec, layout))
-    return "\n\n\n".join([visit_function(state, wanted, body), split, combine]), given, joined
+    return "\n\n\n".join([functions, split, combine]), given, joined
 
 
 _SPLIT = "Some of the keys of one tile of rows: query heads of a group by query positions."
@@ -102,8 +96,8 @@ def _program(spec: AttentionSpec) -> list[str]:
     return [*lines, "d = tl.arange(0, BLOCK_D)", "dv = tl.arange(0, BLOCK_DV)"]
 
 
-def _bases(spec: AttentionSpec, page: int) -> list[str]:
-    lines = key_bases(spec, page=page)
+def _bases(spec: AttentionSpec, layout: Layout) -> list[str]:
+    lines = key_bases(spec, layout=layout)
     return lines[1:] if group(spec) > 1 else lines  # the head is known there
 
 
@@ -146,8 +140,8 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
         "q0 = tl.program_id(0) % tiles * BLOCK_M",
         "q = tl.minimum(q0 + tl.arange(0, BLOCK_M)[:, None], n_q - 1)",
         "dv = tl.arange(0, BLOCK_DV)",
-        *pages.entry(layout.page),
-        *(["d = tl.arange(0, BLOCK_D)", *key_bases(spec, page=layout.page)] if "v_base" in words(ends.finish) else []),
+        *pages.entry(layout),
+        *(["d = tl.arange(0, BLOCK_D)", *key_bases(spec, layout=layout)] if "v_base" in words(ends.finish) else []),
         *ends.start,
         "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)",
         "for split in range(n_splits):",
@@ -160,7 +154,7 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
     if skipped:
         skipped.append("result = tl.where(wanted, result, 0.0)")
         skipped += ['lse = tl.where(wanted, lse, float("-inf"))'] if "lse" in spec.returns else []
-    return [*lines, *ends.finish, *pages.nothing(spec, layout.page), *skipped, *store(spec)]
+    return [*lines, *ends.finish, *pages.nothing(spec, layout), *skipped, *store(spec)]
 
 
 def _join(spec: AttentionSpec, ends: Parts) -> list[str]:

@@ -11,10 +11,11 @@ from attnopt.codegen import triton_pages as pages
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_gather import gathers, list_body, tile_of_list
 from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
+from attnopt.codegen.triton_visits import Loop, loops, split_ranges, visit_calls, visit_function
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
 
-_ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv")
+_ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv", *pages.NEW)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def tensor_arguments(names: Sequence[tuple[str, str, int]]) -> tuple[list[Argume
 def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False, rows: bool = False) -> list[Argument]:
     """What the kernel is called with, in order; `rows`: with the lists of rows that are computed."""
     captures = [(c.name, about.dtype, len(c.shape)) for c, about in zip(spec.captures, layout.captures, strict=True)]
-    captures += pages.TENSORS if layout.page else ()
+    captures += pages.tensors(layout)
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
     pointers, strides = tensor_arguments([*tensors, (VISITED, "int32", 4)] if listed else tensors)
     lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
-    sizes = [Argument(name, "size") for name in ("n_b", "n_q", *(("n_pages", "n_slots") if layout.page else ("n_k",)))]
+    sizes = [Argument(name, "size") for name in ("n_b", "n_q", *pages.sizes(layout))]
     scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
     return [*pointers, *lse, *(ROWS if rows else ()), *sizes, *strides, *scalars]
 
@@ -77,17 +78,28 @@ def forward(spec: AttentionSpec, layout: Layout, listed: bool = False, block_n: 
         raise SpecError(reason)
     made = parts(spec, layout, listed)
     given = forward_arguments(spec, layout, listed, gathers(spec))
-    setup = [*_program(made), *pages.entry(layout.page), *load_queries(spec), *key_bases(spec, page=layout.page)]
+    setup = [*_program(made), *pages.entry(layout), *load_queries(spec), *key_bases(spec, layout=layout)]
     setup += _LIST if listed else [*made.ranges, *split_ranges(made)]
     setup += [*made.rows, *made.start, "acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)"]
-    body = visit_body(made, listed, block_n)
-    available = [*(a.name for a in given), *assigned(setup)]
-    state = ["acc", *made.state]
-    wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
-    visits = visit_calls(_LISTED if listed else loops(made), state, wanted)
-    main = [*setup, *visits, *made.finish, *pages.nothing(spec, layout.page), *store(spec, gathers(spec))]
+    functions, calls = visits(made, given, setup, _LISTED if listed else loops(made), block_n, listed)
+    main = [*setup, *calls, *made.finish, *pages.nothing(spec, layout), *store(spec, gathers(spec))]
     kernel = kernel_text("attention_forward", _ABOUT, given, main)
-    return f"{visit_function(state, wanted, body)}\n\n\n{kernel}", given
+    return f"{functions}\n\n\n{kernel}", given
+
+
+def visits(
+    made: Parts, given: Sequence[Argument], setup: list[str], found: Sequence[Loop], block_n: int, listed: bool = False
+) -> tuple[str, list[str]]:
+    """The functions that visit keys, and their calls for the loops found. Ends `setup` with the ends of segments."""
+    setup += pages.segments(found[-1][1], made.ends[3] != "0") if made.layout.new else []
+    available, state = [*(a.name for a in given), *assigned(setup)], ["acc", *made.state]
+    functions, calls = [], []
+    for name, own in (("visit_keys", found), *([("visit_new", pages.LATER)] if made.layout.new else [])):
+        body = visit_body(made, listed, block_n, name == "visit_new")
+        wanted = [x for x in arguments(body, available, state) if x not in ("k0", "lo", "hi")]
+        functions.append(visit_function(name, state, wanted, body))
+        calls += visit_calls(own, state, wanted, name)
+    return "\n\n\n".join(functions), calls
 
 
 # The list of tiles: how many are kept whole, how many there are, and which, those first.
@@ -127,34 +139,9 @@ def _grouped(given: Sequence[Argument]) -> list[str]:
     return [f"{', '.join(names)}," for names in groups.values()]
 
 
-def wrapped(names: Sequence[str], width: int = 100) -> list[str]:
-    """Names by lines, each one with its comma."""
-    lines = [""]
-    for name in names:
-        if lines[-1] and len(lines[-1]) + len(name) + 2 > width:
-            lines.append("")
-        lines[-1] += f"{' ' if lines[-1] else ''}{name},"
-    return lines if names else []
-
-
-def visit_function(state: Sequence[str], wanted: Sequence[str], body: Sequence[str]) -> str:
-    """The loop over keys as a function."""
-    return "\n".join(
-        [
-            "@triton.jit",
-            "def visit_keys(",
-            *indent([f"{', '.join(state)},", *wrapped(wanted[len(state) :]), "lo, hi, MASKED: tl.constexpr,"]),
-            "):",
-            '    """Keys [lo, hi) by tiles. Not MASKED: every query of the tile keeps every one of them."""',
-            *indent(body),
-            f"    return {', '.join(state)}",
-        ]
-    )
-
-
-def visit_body(made: Parts, listed: bool = False, block_n: int = 16) -> list[str]:
-    """The loop over tiles of keys: over their first keys, or over places in the list."""
-    keys, values = tile_loads(made.spec, made.layout.page, block_n)
+def visit_body(made: Parts, listed: bool, block_n: int, new: bool) -> list[str]:
+    """The loop over tiles of keys: over their first keys, or over places in the list. `new`: those behind pages."""
+    keys, values = tile_loads(made.spec, made.layout, block_n, new)
     product = f"s = tl.dot(queries, keys{precision(made.layout)})"
     inside = [*keys, product, *values, *made.tile]
     if listed:
@@ -162,20 +149,25 @@ def visit_body(made: Parts, listed: bool = False, block_n: int = 16) -> list[str
     return ["for k0 in range(lo, hi, BLOCK_N):", *indent(inside)]
 
 
-def tile_loads(spec: AttentionSpec, page: int = 0, block_n: int = 16) -> tuple[list[str], list[str]]:
+def tile_loads(
+    spec: AttentionSpec, layout: Layout | None = None, block_n: int = 16, new: bool = False
+) -> tuple[list[str], list[str]]:
     """Statements that load `keys [BLOCK_D, BLOCK_N]` and `values [BLOCK_N, BLOCK_DV]` of the tile at `k0`."""
-    k_valid = "valid"
+    k_valid, bound = "valid", "hi" if layout is not None and layout.new else "n_k"
+    paged = layout if layout is not None and layout.page else None
     k_at, v_at = (
-        pages.address(x, page, block_n) if page else f"{x}_base + tl.cast(k0, tl.int64) * {x}_stride2 + {x}_offsets"
+        pages.address(x, paged, block_n, new)
+        if paged
+        else f"{x}_base + tl.cast(k0, tl.int64) * {x}_stride2 + {x}_offsets"
         for x in "kv"
     )
-    keys = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", "valid = k < n_k if MASKED else None"]
+    keys = ["k = k0 + tl.arange(0, BLOCK_N)[None, :]", f"valid = k < {bound} if MASKED else None"]
     if padded(spec.heads.d_qk):
         k_valid = "key_valid"
         keys += ["in_width = d[:, None] < D_QK", "key_valid = in_width & valid if MASKED else in_width"]
-    keys += pages.place(page, block_n) if page else []
+    keys += pages.place(paged, block_n) if paged and not new else []
     keys.append(f"keys = load_keys({k_at}, {k_valid})")
-    inside = "k0 + tl.arange(0, BLOCK_N)[:, None] < n_k"
+    inside = f"k0 + tl.arange(0, BLOCK_N)[:, None] < {bound}"
     if padded(spec.heads.d_v):
         values = ["in_values = dv[None, :] < D_V", f"value_valid = in_values & ({inside}) if MASKED else in_values"]
     else:
@@ -222,55 +214,21 @@ def load_queries(spec: AttentionSpec) -> list[str]:
     ]
 
 
-def key_bases(spec: AttentionSpec, head: str = "h", page: int = 0) -> list[str]:
+def key_bases(spec: AttentionSpec, head: str = "h", layout: Layout | None = None) -> list[str]:
     """Where the keys and values of the head begin, and the offsets within a tile of them."""
     heads = spec.heads
     same = heads.k == heads.v and heads.k_map == heads.v_map
-    entry = "" if page else "tl.cast(b, tl.int64) * {0}_stride0 + "
+    paged = layout is not None and layout.page
+    entry = "" if paged else "tl.cast(b, tl.int64) * {0}_stride0 + "
     return [
         f"key_head = {head_map(heads.k_map, heads.k, head)}",
         f"value_head = {'key_head' if same else head_map(heads.v_map, heads.v, head)}",
         f"k_base = k_ptr + {entry.format('k')}tl.cast(key_head, tl.int64) * k_stride1",
         f"v_base = v_ptr + {entry.format('v')}tl.cast(value_head, tl.int64) * v_stride1",
+        *(pages.new_bases(layout) if layout is not None and paged else []),
         "k_offsets = d[:, None] * k_stride3 + tl.arange(0, BLOCK_N)[None, :] * k_stride2",
         "v_offsets = tl.arange(0, BLOCK_N)[:, None] * v_stride2 + dv[None, :] * v_stride3",
     ]
-
-
-def split_ranges(made: Parts) -> list[str]:
-    """From key ranges to tiles: `first, full_first, full_last, last`."""
-    lo, hi, full_lo, full_hi = made.ends
-    lines = [
-        "# Keys that some query of the tile may keep, and those that every one keeps as far as positions decide.",
-        f"first = {'0' if lo == '0' else f'({lo}) // BLOCK_N * BLOCK_N'}",
-        f"last = tl.maximum({hi}, first)",
-    ]
-    if full_hi == "0":
-        return lines
-    if full_lo == "0":
-        lines.append("full_first = first")
-    else:
-        lines.append(f"full_first = tl.minimum(tl.cdiv(tl.maximum({full_lo}, first), BLOCK_N) * BLOCK_N, last)")
-    lines.append(f"full_last = tl.maximum(tl.minimum({full_hi}, last) // BLOCK_N * BLOCK_N, full_first)")
-    return lines
-
-
-def loops(made: Parts, first: str = "first", last: str = "last") -> list[tuple[str, str, bool]]:
-    """Partial tiles, full ones, partial ones: those that can exist, as begin, end and whether there is a mask."""
-    _, _, full_lo, full_hi = made.ends
-    if full_hi == "0":
-        return [(first, last, True)]
-    found = [("full_first", "full_last", False), ("full_last", last, True)]
-    return found if full_lo == "0" else [(first, "full_first", True), *found]
-
-
-def visit_calls(found: Sequence[tuple[str, str, bool]], state: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """A call of `visit_keys` for every loop."""
-    lines = []
-    for begin, end, masked in found:
-        given = [f"{', '.join(state)},", *wrapped(wanted[len(state) :]), f"{begin}, {end}, {masked},"]
-        lines += [f"{', '.join(state)} = visit_keys(", *indent(given), ")"]
-    return lines
 
 
 def store(spec: AttentionSpec, listed: bool = False) -> list[str]:

@@ -8,14 +8,18 @@ from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton_decode import group
 from attnopt.codegen.triton_forward import Argument
 from attnopt.codegen.triton_gather import launch_list
-from attnopt.codegen.triton_pages import NAMES
+from attnopt.codegen.triton_pages import tensors
 from attnopt.codegen.triton_parts import row_ends
 from attnopt.codegen.triton_readers import ADDED, BY_HEAD, by_runs, readers
 from attnopt.spec import AttentionSpec
 
 
 def forward_launcher(
-    spec: AttentionSpec, given: Sequence[Argument], listed: bool = False, rows: Sequence[Argument] = (), page: int = 0
+    spec: AttentionSpec,
+    given: Sequence[Argument],
+    listed: bool = False,
+    rows: Sequence[Argument] = (),
+    layout: Layout | None = None,
 ) -> str:
     """The function that launches the kernel on tensors; with `listed` its last one is the list of tiles to visit.
 
@@ -23,7 +27,8 @@ def forward_launcher(
     """
     captures = [c.name for c in spec.captures]
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    names += [*(NAMES if page else ()), *["visited"] * listed]
+    more = [] if layout is None else [name for name, _, _ in tensors(layout)]
+    names += [*more, *["visited"] * listed]
     lse = "lse" in spec.returns
     made = [
         "batch, heads, n_q, _ = q.shape",
@@ -49,15 +54,8 @@ def forward_launcher(
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
             f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
             "",
-            *(_pool(spec) if page else []),
-            *(
-                [
-                    f"    `visited` [B, {spec.heads.q}, tiles of queries, 2 + n], int32: how many tiles of keys are",
-                    "    kept whole, how many are visited, and which, those that are kept whole first.",
-                ]
-                if listed
-                else []
-            ),
+            *(_pool(spec) if more else []),
+            *(_visited(spec) if listed else []),
             "    `launch`: the kernel, or one that was compiled before; `out`: where to write, of any float dtype.",
             '    """',
             *(f"    {line}" for line in made),
@@ -65,21 +63,32 @@ def forward_launcher(
     )
 
 
+def _visited(spec: AttentionSpec) -> list[str]:
+    """What a launcher says of its list."""
+    return [
+        f"    `visited` [B, {spec.heads.q}, tiles of queries, 2 + n], int32: how many tiles of keys are",
+        "    kept whole, how many are visited, and which, those that are kept whole first.",
+    ]
+
+
 def _pool(spec: AttentionSpec) -> list[str]:
     """What a launcher says of pages."""
     shape = f"[pages, {spec.heads.k}, PAGE, {spec.heads.d_qk}]"
     return [
         f"    k {shape} and v are pools. `page_table` [B, slots], int32: the page",
-        "    of keys slot * PAGE and on of an entry; `key_lengths` [B], int32: how many keys it has.",
+        "    of keys slot * PAGE and on of an entry; `key_lengths` [B], int32: how many keys it has there; `new_k` and",
+        "    `new_v` [B, H, n, d], where there are any: keys and values that follow.",
     ]
 
 
-def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Sequence[Argument], page: int = 0) -> str:
+def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Sequence[Argument], layout: Layout) -> str:
     """The function that launches both kernels on tensors."""
     captures, packed, heads = [c.name for c in spec.captures], group(spec), spec.heads.q
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
-    names += NAMES if page else ()
-    keys, lse = "page_table.shape[1] * PAGE.value" if page else "k.shape[2]", "lse" in spec.returns
+    more = [name for name, _, _ in tensors(layout)]
+    names += more
+    keys, lse = "page_table.shape[1] * PAGE.value" if layout.page else "k.shape[2]", "lse" in spec.returns
+    keys += " + new_k.shape[2]" * layout.new
     count = len(row_ends(spec, Layout("float32", tuple(CaptureLayout("float32", None) for _ in captures))).state)
     lines = [
         "batch, heads, n_q, _ = q.shape",
@@ -106,7 +115,7 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
             f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, '
             f"{spec.heads.d_v}], and lse [B, {heads}, n_q] or None.",
             "",
-            *(_pool(spec) if page else []),
+            *(_pool(spec) if more else []),
             "    `processors`: how many the chip has; `splits`: how many programs share the keys of a row.",
             '    """',
             *(f"    {line}" for line in lines),
@@ -117,7 +126,7 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
 def launch_arguments(given: Iterable[Argument], captures: Sequence[str]) -> list[str]:
     """The arguments of a call, by lines."""
     sizes = {"n_b": "batch", "n_q": "n_q", "n_k": "k.shape[2]", "n_splits": "splits", "n_pages": "k.shape[0]"}
-    sizes["n_slots"] = "page_table.shape[1]"
+    sizes |= {"n_slots": "page_table.shape[1]", "n_new": "new_k.shape[2]"}
     groups: dict[str, list[str]] = {}
     for argument in given:
         tensor = f"{argument.of}_tensor" if argument.of in captures else argument.of

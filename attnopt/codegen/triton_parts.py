@@ -208,7 +208,7 @@ def _finish(made: Parts) -> None:
         made.finish = ["result = acc" if spec.normalizer.divide == 1 else f"result = acc / {divide}"]
         log = f"tl.log(tl.abs({full('0.0')} + {divide}))"
     else:
-        empty = _empty(spec, made.layout.page)
+        empty = _empty(spec, made.layout)
         made.finish = [f"empty = m == {_NOTHING}", "result = acc / tl.where(empty, 1.0, l)", *empty]
         log = "m + tl.log(l)" if folded_scale(spec) is None else "(m + tl.log2(l)) * LN2"
         log = f"tl.where(empty, {_NOTHING}, {log})"
@@ -230,13 +230,13 @@ if tl.max(tl.cast(empty, tl.int32)) > 0:
 result = tl.where(empty, mean / n_k, result)"""
 
 
-def _empty(spec: AttentionSpec, page: int) -> list[str]:
+def _empty(spec: AttentionSpec, layout: Layout) -> list[str]:
     if spec.empty_row is EmptyRow.ZERO:
         return []
     if spec.empty_row is EmptyRow.NAN:
         return ['result = tl.where(empty, float("nan"), result)']
     lines = _MEAN.split("\n")
-    return [*lines[:5], *indent(values_of("places"), 8), *lines[6:]] if page else lines
+    return [*lines[:5], *indent(values_of("places", layout), 8), *lines[6:]] if layout.page else lines
 
 
 def full(value: str) -> str:

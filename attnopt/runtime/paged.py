@@ -15,8 +15,8 @@ from attnopt.spec import AttentionSpec
 
 _LIBRARY = torch.library.Library("attnopt", "FRAGMENT")
 _LIBRARY.define(
-    "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor key_lengths, Tensor[] captures, "
-    "SymInt[] scalars, str spec) -> (Tensor out, Tensor lse)",
+    "paged_attention(Tensor q, Tensor keys, Tensor values, Tensor page_table, Tensor key_lengths, Tensor[] new, "
+    "Tensor[] captures, SymInt[] scalars, str spec) -> (Tensor out, Tensor lse)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 OPERATOR = torch.ops.attnopt.paged_attention.default
@@ -30,7 +30,8 @@ def _parsed(text: str) -> AttentionSpec:
 def run(spec: AttentionSpec, given: Operands) -> tuple[Tensor, Tensor | None]:
     """By kernels where Triton runs, else by the definition."""
     active = dispatch.current()
-    if triton_launch.runs_on(given.q.device, active.options) and 0 not in (*given.q.shape, given.room, len(given.keys)):
+    some = 0 not in (*given.q.shape, *given.page_table.shape, len(given.keys))
+    if some and triton_launch.runs_on(given.q.device, active.options):
         try:
             kernels = backend(spec, given, active.options)
             if not kernels.problem:
@@ -43,11 +44,12 @@ def run(spec: AttentionSpec, given: Operands) -> tuple[Tensor, Tensor | None]:
 
 
 def _forward(
-    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, key_lengths: Tensor, captures: list[Tensor],
-    scalars: list[int], spec: str,
+    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, key_lengths: Tensor, new: list[Tensor],
+    captures: list[Tensor], scalars: list[int], spec: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     wanted = _parsed(spec)
-    out, lse = run(wanted, Operands(q, keys, values, page_table, key_lengths, tuple(captures), tuple(scalars)))
+    given = Operands(q, keys, values, page_table, key_lengths, tuple(captures), tuple(scalars), tuple(new))
+    out, lse = run(wanted, given)
     out = out.transpose(1, 2).contiguous().transpose(1, 2)
     if lse is None or "lse" not in wanted.returns:
         return out, q.new_empty(0, dtype=torch.float32)
@@ -60,8 +62,8 @@ _LIBRARY.impl("paged_attention", _forward, "CUDA")
 
 @torch.library.register_fake("attnopt::paged_attention", lib=_LIBRARY)
 def _fake(
-    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, key_lengths: Tensor, captures: list[Tensor],
-    scalars: list[int], spec: str,
+    q: Tensor, keys: Tensor, values: Tensor, page_table: Tensor, key_lengths: Tensor, new: list[Tensor],
+    captures: list[Tensor], scalars: list[int], spec: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, heads, rows, _ = q.shape
     out = q.new_empty((batch, rows, heads, values.shape[3])).transpose(1, 2)

@@ -115,7 +115,12 @@ def _binary(folder: Path, row: Mapping[str, Any]) -> Binary:
         raise CacheError(f"{name} in {folder} was altered or truncated. Compile it again: attnopt aot.")
     spec = AttentionSpec.parse(row["spec"])
     about = row["layout"]
-    layout = Layout(about["dtype"], tuple(CaptureLayout(**c) for c in about["captures"]), int(about.get("page", 0)))
+    layout = Layout(
+        about["dtype"],
+        tuple(CaptureLayout(**c) for c in about["captures"]),
+        int(about.get("page", 0)),
+        bool(about.get("new")),
+    )
     kernel = EMIT[row["kind"]](spec, layout, TritonPlan(**row["plan"]))
     if kernel.key != row["text"]:
         raise CacheError(f"{name} in {folder} was made from another text than this attnopt generates.")

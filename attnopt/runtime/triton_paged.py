@@ -17,6 +17,7 @@ from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_decode import group
 from attnopt.codegen.triton_fit import fitting
+from attnopt.codegen.triton_pages import NEW
 from attnopt.codegen.triton_plans import Chip, wants_split
 from attnopt.errors import CompileError
 from attnopt.options import Options
@@ -64,11 +65,13 @@ class Paged:
         """
         # As the kernels see them: [pages, H, page, d].
         k, v = given.keys.transpose(1, 2), given.values.transpose(1, 2)
+        new = [t.transpose(1, 2) for t in given.new]
         problem = far(given.q, k, v, given.scalars, given.page) or self._leaves(given)
         if problem:
             raise CompileError(problem)
         kind = self.kind(given)
         more: dict[str, Any] = {"page_table": given.page_table, "key_lengths": given.key_lengths}
+        more |= dict(zip(NEW, new, strict=False))
         more |= {"processors": self.chip.processors} if kind == "decode" else {}
         with on(given.q.device):
             out, lse = launch(self.kernels[kind], (given.q, k, v, *given.captures, *given.scalars), more)
@@ -79,7 +82,7 @@ class Paged:
         return out, lse
 
     def _compare(self, given: Operands, out: Tensor, lse: Tensor | None) -> None:
-        lengths = given.key_lengths.tolist()
+        lengths = given.lengths
         some = [b for b, length in enumerate(lengths) if length]
         for b in sorted({*some[:1], *some[-1:]}):
             inputs = given.q[b : b + 1], *entry(given, b, lengths[b])
@@ -104,7 +107,8 @@ class Paged:
         if not of_length and self._outside(given, given.room) is None:
             self.inside.add(sizes)
             return ""
-        lengths = given.key_lengths.clamp(0, given.room).unique().tolist()
+        most = given.room - given.n_new
+        lengths = [n + given.n_new for n in given.key_lengths.clamp(0, most).unique().tolist()]
         found = (self._outside(given, n) for n in (lengths if of_length else lengths[-1:]) if n)
         return next((x for x in found if x), "")
 
@@ -119,7 +123,7 @@ _LOCK = threading.Lock()
 
 def backend(spec: AttentionSpec, given: Operands, options: Options) -> Paged:
     """The kernels for these operands, made once. Raises `CompileError` for a chip without plans."""
-    layout = replace(layout_of(k_axes(spec), given.q, given.captures), page=given.page)
+    layout = replace(layout_of(k_axes(spec), given.q, given.captures), page=given.page, new=bool(given.new))
     key = spec.key, layout, str(given.q.device), options
     with _LOCK:
         if key not in _KNOWN:

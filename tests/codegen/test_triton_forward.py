@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnopt.codegen.triton_forward import block_width, forward, forward_arguments, padded, wrapped
+from attnopt.codegen.triton_forward import block_width, forward, forward_arguments, padded
 from tests.codegen.test_triton import layout
 from tests.specs import case
 
@@ -43,11 +43,3 @@ def test_heavy_tiles_come_first_where_the_mask_is_triangular() -> None:
     for name, reverse in (("causal", True), ("plain", False)):
         spec = case(name).spec.canonical()
         assert ("tiles - 1 - tile" in forward(spec, layout(spec))[0]) is reverse
-
-
-def test_long_lists_of_arguments_are_wrapped() -> None:
-    assert wrapped([]) == []
-    assert wrapped(["a", "b"]) == ["a, b,"]
-    lines = wrapped([f"name_{i}" for i in range(40)])
-    assert max(map(len, lines)) <= 100
-    assert " ".join(lines).count(",") == 40

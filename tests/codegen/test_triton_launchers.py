@@ -25,7 +25,7 @@ def test_the_functions_take_tensors_and_scalars() -> None:
     given = forward_arguments(SPEC, layout(SPEC))
     assert forward_launcher(SPEC, given).startswith("def attention(q, k, v, sink_tensor, launch=")
     assert "return out, None" in forward_launcher(case("plain").spec, given)
-    assert "splits=None" in decode_launcher(SPEC, given, given)
+    assert "splits=None" in decode_launcher(SPEC, given, given, layout(SPEC))
     text = backward_launcher(SPEC, {"attention_dq": given}, ("sink",))
     assert "grad_sink = torch.zeros(sink_tensor.shape" in text
     assert text.rstrip().splitlines()[-1].strip() == "return dq, dk, dv, grad_sink"

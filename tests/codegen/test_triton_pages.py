@@ -29,8 +29,8 @@ def text(kind: str, name: str, page: int) -> str:
 @pytest.mark.parametrize("kind", ["forward", "decode"])
 def test_a_tile_within_a_page_has_one_look_up(kind: str) -> None:
     whole, cut = text(kind, "causal_bottom_right", 128), text(kind, "causal_bottom_right", 48)
-    assert whole_tiles(128, 64)
-    assert not whole_tiles(48, 64)
+    assert whole_tiles(Layout("bfloat16", page=128), 64)
+    assert not whole_tiles(Layout("bfloat16", page=48), 64)
     assert "slot = tl.cast(k0, tl.int32)\n" in whole
     assert "slot = k0 + tl.arange(0, BLOCK_N)\n" in cut
     for source in (whole, cut):
@@ -52,6 +52,20 @@ def test_each_entry_has_its_own_number_of_keys() -> None:
     for kernel in ("attention_split", "attention_combine"):
         body = source.split(f"def {kernel}(")[1].split("\n\n\n")[0]
         assert "n_k = tl.minimum(tl.maximum(n_k, 0), n_slots * PAGE)" in body
+
+
+def test_new_keys_follow_those_in_pages() -> None:
+    spec = SPECS["causal_bottom_right"]
+    layout = replace(layout_for(spec, "bfloat16"), page=128, new=True)
+    for kind in ("forward", "decode"):
+        source = EMIT[kind](spec, layout, PLAN).source
+        assert "pages of 128 keys, and new ones" in source
+        assert "n_k = n_held + n_new" in source
+        assert "new_first, new_last, True," in source
+        keys, new = source.split("def visit_new(")
+        assert "new_k_ptr" not in keys
+        assert "tl.cast(k0 - n_held, tl.int64) * new_k_stride2 + new_k_offsets" in new
+        assert max(map(len, source.split("def attention(")[0].splitlines())) <= 120
 
 
 def test_what_no_kernel_does_with_pages_is_declined() -> None:

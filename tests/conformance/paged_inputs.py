@@ -17,10 +17,17 @@ def lengths_of(batch: int, n_k: int) -> list[int]:
 
 def paged(
     inputs: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int], page: int, captures: Sequence[Tensor] = (),
-    scalars: Sequence[int] = (), seed: int = 3,
+    scalars: Sequence[int] = (), seed: int = 3, n_new: int = 0,
 ) -> Operands:  # fmt: skip
-    """Operands whose entry b has the first `lengths[b]` of the keys `[B, H, n, d]`; pages in no order."""
+    """Operands whose entry b has the first `lengths[b]` of the keys `[B, H, n, d]`; pages in no order.
+
+    `n_new`: how many more each entry has, those that come next, in tensors of their own.
+    """
     q, k, v = inputs
+    new = tuple(
+        torch.stack([t[b, :, n : n + n_new].transpose(0, 1) for b, n in enumerate(lengths)])
+        for t in ((k, v) if n_new else ())
+    )
     counts = [-(-n // page) for n in lengths]
     slots = max(1, *counts) + 1
     order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed))
@@ -34,4 +41,5 @@ def paged(
             for pool, tensor in zip(pools, (k, v), strict=True):
                 rows = tensor[b, :, slot * page : min(n, (slot + 1) * page)].transpose(0, 1)
                 pool[place, : rows.shape[0]] = rows
-    return Operands(q, *pools, table, torch.tensor(lengths, dtype=torch.int32), tuple(captures), tuple(scalars))
+    counted = torch.tensor(lengths, dtype=torch.int32)
+    return Operands(q, *pools, table, counted, tuple(captures), tuple(scalars), new)

@@ -89,7 +89,15 @@ def test_every_case_agrees_with_its_keys_in_pages(dtype: str) -> None:
     sizes, place = ((3, 1, 40), (4, 5, 37), (2, 19, 33)), DTYPES.index(dtype)
     # Several pages a tile, pages that cut tiles, several tiles a page, a page for each key.
     jobs = [
-        job(name, dtype, sizes[i // 3 % 3], kind=f"paged {kind}", page=(16, 5, 48, 1)[i // 9 % 4], splits=3)
+        job(
+            name,
+            dtype,
+            sizes[i // 3 % 3],
+            kind=f"paged {kind}",
+            page=(16, 5, 48, 1)[i // 9 % 4],
+            splits=3,
+            new=(0, 3)[i % 2],
+        )
         for i, name in enumerate(CASES)
         for kind in ("forward", "decode")
         if ALL or (i % 9 == 3 * place + i // 9 % 3 and kind == ("forward", "decode")[(i + i // 9) % 2])

@@ -23,6 +23,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpr
 from attnopt.analysis.chosen import lowered
 from attnopt.codegen import triton
 from attnopt.codegen.cpp_loads import k_axes
+from attnopt.codegen.triton_pages import NEW
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import SpecError
 from attnopt.expr import load_names
@@ -119,10 +120,12 @@ def pages(job: dict[str, Any]) -> dict[str, Any]:
     batch, n_q, n_k = job["sizes"]
     inputs = tensors(item.spec, batch, n_q, n_k, "contiguous", getattr(torch, job["dtype"]), 0.5)
     captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
-    spec, lengths = item.spec.canonical(), lengths_of(batch, n_k)
-    layout = replace(layout_of(k_axes(spec), inputs[0], captures), page=job["page"])
+    n_new = job.get("new", 0)
+    spec, lengths = item.spec.canonical(), lengths_of(batch, n_k - n_new)
+    layout = replace(layout_of(k_axes(spec), inputs[0], captures), page=job["page"], new=n_new > 0)
     emit, more = KINDS[job["kind"].removeprefix("paged ")]
-    given = paged(inputs, lengths, job["page"], captures, item.scalars)
+    given = paged(inputs, lengths, job["page"], captures, item.scalars, n_new=n_new)
+    lengths = given.lengths
     for n in {*lengths} - {0}:
         if outside(spec, inputs[0], inputs[1][:, :, :n], captures, item.scalars):
             return {**job, "ok": True, "declined": f"loads leave their tensors at {n} keys", "verdict": ""}
@@ -131,6 +134,7 @@ def pages(job: dict[str, Any]) -> dict[str, Any]:
     except SpecError as error:
         return {**job, "ok": True, "declined": str(error), "verdict": ""}
     pools, given_more = (given.keys.transpose(1, 2), given.values.transpose(1, 2)), {x: job[x] for x in more}
+    given_more |= {name: t.transpose(1, 2) for name, t in zip(NEW, given.new, strict=False)}
     out, lse = load(kernel).attention(
         inputs[0], *pools, *captures, *item.scalars, given.page_table, given.key_lengths, **given_more
     )

@@ -26,9 +26,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Which kernels ran, the largest difference to the definition, and what was said."""
     spec, launch = SPECS[job["spec"]], triton_paged.launch
     lengths, ran = job["lengths"], []
-    inputs = tensors(spec, len(lengths), job["n_q"], max(lengths), "contiguous", torch.float32, 1.0)
-    captures = [torch.ones((len(lengths), job.get("pad", max(lengths))), dtype=torch.int64)] if spec is PADDED else []
-    given = in_pages(inputs, lengths, job["page"], captures)
+    n_new = job.get("new", 0)
+    inputs = tensors(spec, len(lengths), job["n_q"], max(lengths) + n_new, "contiguous", torch.float32, 1.0)
+    captures = (
+        [torch.ones((len(lengths), job.get("pad", max(lengths) + n_new)), dtype=torch.int64)] if spec is PADDED else []
+    )
+    given = in_pages(inputs, lengths, job["page"], captures, n_new=n_new)
+    new = dict(zip(("new_keys", "new_values"), given.new, strict=False))
     if "slots" in job:  # of the table, most of them unused
         more = torch.full((len(lengths), job["slots"] - given.page_table.shape[1]), -1, dtype=torch.int32)
         given = replace(given, page_table=torch.cat([given.page_table, more], 1))
@@ -44,7 +48,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         warnings.simplefilter("always")
         for _ in range(2):
             found = paged.attention(
-                spec, given.q, given.keys, given.values, given.page_table, given.key_lengths, captures
+                spec, given.q, given.keys, given.values, given.page_table, given.key_lengths, captures, **new
             )
     triton_paged.launch = launch
     with dispatch.use(attnopt.Options(kernel="reference")):

@@ -14,7 +14,7 @@ from tests.runtime.test_pages import LAST, PADDED
 
 def test_the_operator_agrees_with_the_definition_and_its_fake() -> None:
     given = paged(tensors(LAST, 3, 2, 20, "contiguous", torch.float32, 1.0), (20, 0, 9), 8)
-    inputs = (given.q, given.keys, given.values, given.page_table, given.key_lengths, [], [], LAST.text)
+    inputs = (given.q, given.keys, given.values, given.page_table, given.key_lengths, [], [], [], LAST.text)
     torch.library.opcheck(
         torch.ops.attnopt.paged_attention.default, inputs, test_utils=("test_schema", "test_faketensor")
     )
@@ -31,7 +31,7 @@ def test_a_model_that_calls_it_is_one_graph() -> None:
 
     class Decode(torch.nn.Module):
         def forward(self, q: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
-            out, _ = torch.ops.attnopt.paged_attention(q * 2, keys, values, table, lengths, [], [], text)
+            out, _ = torch.ops.attnopt.paged_attention(q * 2, keys, values, table, lengths, [], [], [], text)
             return out.transpose(1, 2).flatten(2)
 
     tensors_ = (given.q, given.keys, given.values, given.page_table, given.key_lengths)

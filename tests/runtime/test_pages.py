@@ -63,6 +63,19 @@ def test_lengths_and_pages_out_of_range_are_errors() -> None:
         list(entries(replace(given, key_lengths=torch.tensor([0, 9], dtype=torch.int32))))
 
 
+def test_new_keys_follow() -> None:
+    q_, k_, v_ = tensors(LAST, 3, 2, 23, "contiguous", torch.float32, 1.0)
+    given = paged((q_, k_, v_), (20, 0, 7), 8, n_new=3)
+    assert given.lengths == [23, 3, 10]
+    assert (given.n_new, given.room) == (3, 4 * 8 + 3)
+    out, _ = gathered(LAST, given)
+    for i, n in enumerate(given.lengths):
+        own = reference(LAST, q_[i : i + 1], k_[i : i + 1, :, :n], v_[i : i + 1, :, :n])
+        torch.testing.assert_close(out[i : i + 1], own[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ShapeError, match="entry 0 has 33 keys"):
+        list(entries(replace(given, key_lengths=torch.tensor([33, 0, 0], dtype=torch.int32))))
+
+
 def test_an_empty_batch_is_empty() -> None:
     inputs = tensors(LAST, 2, 1, 10, "contiguous", torch.float32, 1.0)
     given = paged(inputs, (10, 3), 4)

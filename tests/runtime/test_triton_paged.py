@@ -40,16 +40,17 @@ def answers(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_the_operator_runs_them_and_compares_the_first_result() -> None:
     few = {"spec": "last", "lengths": [40, 0, 7], "n_q": 1, "page": 16}
-    forward, decode, padded, short, wrong = answers(
+    forward, decode, padded, later, short, wrong = answers(
         [
             few,
             {**few, "slots": 32},  # room for 512 keys: splits pay
             {**few, "spec": "padded"},
+            {**few, "spec": "padded", "new": 2},
             {**few, "spec": "padded", "pad": 39},
             {**few, "factor": 1.5},
         ]
     )
-    for answer, kind in ((forward, "forward"), (decode, "decode"), (padded, "forward")):
+    for answer, kind in ((forward, "forward"), (decode, "decode"), (padded, "forward"), (later, "forward")):
         assert answer["ran"] == [kind, kind]
         assert not answer["said"]
         assert max(answer["errors"]) < 1e-5
