@@ -146,6 +146,15 @@ def test_pages_of_the_check_hold_what_they_were_made_of(script: ModuleType) -> N
         assert torch.equal(values[0], v[b, :, :n])
 
 
+def test_new_keys_of_the_check_are_the_last_ones(script: ModuleType) -> None:
+    q, k, v = (torch.randn(1, 2, n, 4, generator=torch.Generator().manual_seed(n)) for n in (1, 37, 38))
+    given = script.check.paged.in_pages((q, k, v[:, :, :37]), 16, 5)
+    assert given.lengths == [37]
+    _, keys, values = next(entries(given))
+    assert torch.equal(keys, k)
+    assert torch.equal(values, v[:, :, :37])
+
+
 def test_work_and_traffic(script: ModuleType) -> None:
     rows = {row.name: row for row in script.ROWS}
     row, back = rows["causal D=128"], rows["causal D=128 backward"]
