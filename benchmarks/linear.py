@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.linear [--runs 7] [--heads 1]
 
 Head width 64, `elu` features as many, fp32; the mixed form has a window of 64 keys. All columns are timed in turns in
-one process, lengths after one another in every turn; medians. Writes benchmarks/results/linear.json and linear.md.
+one process, lengths after one another in every turn: medians of CPU time, of which others on the machine take less.
+Writes benchmarks/results/linear.json and linear.md.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ def measured(heads: int, count: int) -> dict[str, dict[str, float]]:
         for length in LENGTHS:
             for name, run in runs(heads, length).items():
                 with torch.set_grad_enabled("gradient" in name):
-                    started = time.perf_counter()
+                    started = time.process_time()
                     run()
                 if turn:  # the first one builds kernels
-                    times.setdefault((length, name), []).append(time.perf_counter() - started)
+                    times.setdefault((length, name), []).append(time.process_time() - started)
         print(f"turn {turn} of {count}", flush=True)
     found: dict[str, dict[str, float]] = {str(length): {} for length in LENGTHS}
     for (length, name), seen in times.items():
@@ -119,9 +120,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = measured(asked.heads, asked.runs)
     (RESULTS / "linear.json").write_text(json.dumps({"heads": asked.heads, "rows": rows}, indent=1) + "\n")
-    head = (
-        "# Linear attention: microseconds a token and head\n\n`python -m benchmarks.linear`: one CPU thread, fp32.\n\n"
-    )
+    head = "# Linear attention: microseconds a token and head\n\n"
+    head += "`python -m benchmarks.linear`: CPU time of one thread, fp32.\n\n"
     (RESULTS / "linear.md").write_text(head + table(rows))
     print(table(rows))
 

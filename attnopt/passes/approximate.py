@@ -24,6 +24,8 @@ from attnopt.passes.tolerance import Calibration, Change, Tolerance
 # scores; last those that replace what is computed of them. Of one kind, and others, in the order the user gives.
 ORDER = ("prune_heads", "share_kv", "factor_bias", "sparsify", "linearize", "mix_heads")
 
+_WHOLE = "the model's own attention"  # the site of a model that is one attention has no name
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -54,8 +56,8 @@ class Decision:
         if not (self.sites or self.declines or self.refused):
             return (f"{self.rewrite}: nothing was changed, because no site or head was chosen.",)
         lines = [f"{self.rewrite}: refused, because {self.refused}; the model is exact."] if self.refused else []
-        lines += [f"{self.rewrite}: {site} was left as it is, because {why}." for site, why in self.declines]
-        return (*lines, *(f"{self.rewrite}: {site}: {remark}." for site, remark in self.remarks))
+        lines += [f"{self.rewrite}: {site or _WHOLE} was left as it is, because {why}." for site, why in self.declines]
+        return (*lines, *(f"{self.rewrite}: {site or _WHOLE}: {remark}." for site, remark in self.remarks))
 
 
 class GraphRewrite(Protocol):
