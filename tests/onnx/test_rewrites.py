@@ -12,7 +12,7 @@ from torch import nn
 
 import attnopt
 from attnopt.onnx import export
-from attnopt.rewrites import FactorBias, Linearize, MixHeads, ShareKV, Sparsify
+from attnopt.rewrites import FactorBias, Linearize, MixHeads, PruneHeads, ShareKV, Sparsify
 from tests.onnx.models import ATTENTION, GROUPED, HEADS, _ids, _llama_config, _model, gpt2, hf
 
 for needed in ("onnx", "onnxruntime", "onnxscript"):
@@ -44,19 +44,22 @@ class Row:
     target: str
     kernel: str
     reason: str = ""
+    opset: int = 24
+    vary: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
 ROWS = (
-    Row("ShareKV aligned", _llama, ShareKV(2, method="aligned"), "ort", ATTENTION),
+    Row("ShareKV aligned", _llama, ShareKV(2, method="aligned"), "ort", ATTENTION, vary=True),
+    Row("PruneHeads", _llama, PruneHeads(heads={0: [1]}), "ort", HEADS),
     Row("MixHeads norm", _llama, MixHeads(1, 2, always=True), "onnx", ATTENTION),
     Row("MixHeads linear", gpt2, MixHeads(1, 2, router="linear", always=True), "ort", GROUPED),
     Row("Sparsify window", _llama, Sparsify("window", window=8, sinks=2, always=True), "ort", HEADS),
     Row("Sparsify blocks", _llama, Sparsify("blocks", top=2, block=4, tile=4, always=True), "onnx", ATTENTION),
     Row("FactorBias", _swin, FactorBias(rank=2, when="always"), "ort", HEADS),
-    Row("Linearize", _llama, Linearize("elu", length=65536), "onnx", "reference graph", "normaliser"),
+    Row("Linearize", _llama, Linearize("elu", length=65536), "onnx", "reference graph", "normaliser", vary=True),
     Row(
         "Linearize window", _llama, Linearize("hedgehog", window=4, steps=1, length=65536, progress=False), "onnx",
         "reference graph", "elsewhere linear over",
@@ -67,11 +70,13 @@ ROWS = (
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_a_rewritten_model_is_exported_as_what_it_has_become(row: Row, tmp_path: Path) -> None:
     model, inputs = row.build()
+    sizes = {name: {0: "batch", 1: "tokens"} for name in inputs} if row.vary else None
     report = export(
-        model, (), tmp_path / "m.onnx", inputs, target=row.target, rewrites=[row.rewrite], tolerance=ANY,
-        calibration=[inputs],
+        model, (), tmp_path / "m.onnx", inputs, target=row.target, opset=row.opset, rewrites=[row.rewrite],
+        tolerance=ANY, calibration=[inputs], dynamic_shapes=sizes,
     )  # fmt: skip
-    assert {site.kernel for site in report.sites} == {row.kernel}
+    assert ("validation at other sizes" in report.figures) == row.vary
+    assert {site.kernel for site in report.sites} == {row.kernel.replace("-23", f"-{row.opset}")}
     assert {site.rewrites for site in report.sites} == {(row.rewrite.name,)}
     assert all(row.reason in site.reason and (site.status == "declined") == bool(row.reason) for site in report.sites)
     figures = report.figures["validation"]
