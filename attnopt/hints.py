@@ -7,6 +7,8 @@ HINTS: tuple[tuple[str, str], ...] = (
     ("after dropout, under the same mask", "return the weights from before dropout, or call model.eval()"),
     ("dropout acts on the scores", "apply dropout to the weights after the softmax, or set it to 0"),
     ("number of heads is not known", "keep the number of heads out of dynamic_shapes, or write it as an int"),
+    ("width of the values is not known", "keep the width of the values out of dynamic_shapes, or write it as an int"),
+    ("does not sum to one", "use torch.softmax or log_softmax, or fill with -inf"),
     ("head width is not known", "keep the width of a head out of dynamic_shapes, or write it as an int"),
     (
         "scores are compared with one another",

@@ -180,6 +180,12 @@ def _sinkhorn(p: Tensor) -> Tensor:
     return p
 
 
+def _minimum_less_its_log_sum(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """A row of finfo.min less its log-sum-exp is a row of zeros: every weight is one."""
+    scores = (q @ k.mT).masked_fill(~keep, torch.finfo(q.dtype).min)
+    return (scores - scores.logsumexp(-1, keepdim=True)).exp() @ v
+
+
 def _routing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Capsules: the weights of a round depend on the result of the one before."""
     scores = q @ k.mT
@@ -200,6 +206,9 @@ ENTANGLED = (
     Friend("clamped_and_renormalised", lambda q, k, v: attend(q, k, v, after=_renormalised), QKV, (CHANGED,)),
     Friend("renormalised_after_dropout", lambda q, k, v: attend(q, k, v, after=_renormalised_after_dropout), QKV, (OWN,)),
     Friend("sinkhorn", lambda q, k, v: attend(q, k, v, after=_sinkhorn), QKV, ("Sinkhorn attention",)),
+    Friend("minimum_less_its_log_sum", _minimum_less_its_log_sum, (*QKV, MASK), ("does not sum to one",)),
+    Friend("exponential_of_a_logarithm", lambda q, k, v: attend(q, k, v, lambda s: s.log().exp()), QKV, (NO_CONTRACTION,), backward=False),
+    Friend("square_of_a_root", lambda q, k, v: attend(q, k, v, lambda s: s.sqrt() ** 2), QKV, (NO_CONTRACTION,), backward=False),
     Friend("weights_of_weights", lambda q, k, v: attend(q, k, v, after=lambda p: p.softmax(-1)), QKV, (NO_CONTRACTION,)),
     Friend("identity_added", lambda q, k, v: attend(q, k, v, after=lambda p: p + torch.eye(N)), QKV, (CHANGED,)),
     Friend("centred", lambda q, k, v: attend(q, k, v, after=lambda p: p - p.mean(-1, keepdim=True)), QKV, (CHANGED,)),

@@ -24,7 +24,7 @@ from attnopt.patterns.index import Sizes
 from attnopt.patterns.known import KNOWN, Known
 from attnopt.patterns.masks import absorbed
 from attnopt.patterns.ops import COSTLY, POINTWISE
-from attnopt.patterns.rounding import cancels, out_of_range, overflows, rounds, undefined
+from attnopt.patterns.rounding import cancels, loads_floats, out_of_range, overflows, rounds, undefined
 from attnopt.patterns.safety import cuts_gradient
 from attnopt.patterns.views import CASTS, VIEWS, Index, broadcast, pieces, shape, size
 from attnopt.region import Line
@@ -40,7 +40,8 @@ _NARROW = (torch.uint8, torch.int8, torch.int16)
 _HALF = (torch.float16, torch.bfloat16)
 _SUMS = ("aten::add", "aten::sub")
 _ARITHMETIC = (*_SUMS, "aten::mul", "aten::div")
-_COMPARISONS = ("aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge")
+_ORDERED = ("aten::lt", "aten::le", "aten::gt", "aten::ge")
+_COMPARISONS = ("aten::eq", "aten::ne", *_ORDERED)
 # Ends the name of a load that stands for the product alone, inside a `baddbmm` or an `einsum` of three operands.
 PRODUCT = "_product"
 
@@ -206,11 +207,14 @@ class Lifter:
         return ex.load(f"{node.name}{PRODUCT}", *index)
 
     def _pointwise(self, node: fx.Node, name: str, index: Index) -> sp.Basic:
-        if value(node).dtype in _NARROW:
+        dtype, given = value(node).dtype, [self._broadcast(x, index) for x in node.args]
+        products = dtype == torch.int32 and name == "aten::mul" and all(e.has(ex.IntLoad) for e in given)
+        if products or dtype in _NARROW:
             raise NotImplementedError("arithmetic of narrow integers, which wraps around")
-        given = [self._broadcast(x, index) for x in node.args]
         if name in _COMPARISONS and any(_rounds(x, e) for x, e in zip(node.args, given, strict=True)):
             raise NotImplementedError("a comparison of positions that are rounded")
+        if name in _ORDERED and any(map(loads_floats, given)) and not any(map(self._contains_contraction, given)):
+            raise NotImplementedError("an order of floats, whose opposite does not hold for NaN either")
         named = {k: self._broadcast(x, index) for k, x in node.kwargs.items() if k not in ("dtype", "out")}
         if "rounding_mode" in node.kwargs:
             named["rounding_mode"] = node.kwargs["rounding_mode"]

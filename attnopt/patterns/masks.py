@@ -41,7 +41,7 @@ def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, lim
     A huge negative fill is a mask only above scores that are: where another mask makes all kept scores -inf, the
     filled ones take the whole weight.
     """
-    logit = ex.canon(logit)
+    logit = _overflowed(ex.canon(logit), limit)
     score, keep = _peel(logit, infinite=True)
     if keep != sp.true:
         return Masked(score, keep, EmptyRow.NAN)
@@ -53,6 +53,16 @@ def split(logit: sp.Expr, finite: Callable[[str], bool] = lambda name: True, lim
     if score.has(ex.NEG_INF) or not all(finite(load.args[0].name) for load in loaded):
         return Masked(logit, sp.true, EmptyRow.NAN)
     return Masked(score, keep, EmptyRow.UNIFORM if keep != sp.true and not twice else EmptyRow.NAN)
+
+
+def _overflowed(logit: sp.Expr, limit: float) -> sp.Expr:
+    """The logit with fills beyond what the scores can hold as the -inf that they are: twice finfo.min, for one."""
+    if limit == float("inf"):
+        return logit
+    least = -sp.Rational(limit)
+    tests = {w: ex.Where(w.args[0], *[ex.NEG_INF if x.is_Rational and x < least else x for x in w.args[1:]])
+             for w in logit.atoms(ex.Where) if any(x.is_Rational and x < least for x in w.args[1:])}  # fmt: skip
+    return ex.canon(logit.xreplace(tests)) if tests else logit
 
 
 def _masked_twice(logit: sp.Expr, limit: float) -> tuple[sp.Expr, Boolean] | None:

@@ -33,6 +33,11 @@ def undefined(found: sp.Basic) -> bool:
     return found.has(sp.oo, ex.NEG_INF) and any(p.as_coeff_Mul()[0].is_infinite for p in found.atoms(sp.Mul))
 
 
+def loads_floats(e: Any) -> bool:
+    """Whether a value is made of elements of floating point tensors."""
+    return isinstance(e, sp.Basic) and any(not isinstance(x, ex.IntLoad) for x in e.atoms(ex.Load))
+
+
 def cancels(found: sp.Basic, given: Iterable[Any]) -> bool:
     """Whether a float of the operands is in the result no more."""
     before = {x for e in given if isinstance(e, sp.Basic) for x in e.atoms(ex.Load) if not isinstance(x, ex.IntLoad)}

@@ -87,10 +87,12 @@ def frame(
             symbol = sp.Symbol(name, integer=True, nonnegative=True)
             index[place], dims[place], sizes[symbol] = symbol, (name,), extents[place]
             batch.append(symbol)
-    for what, size in (("number of heads", heads), ("width of the values", extents[width_dim])):
-        if not size.is_Integer:
-            fix(output, size)
-            return Decline(f"the {what} is not known when the graph is captured", output)
+    if not heads.is_Integer:
+        fix(output, heads)
+        return Decline("the number of heads is not known when the graph is captured", output)
+    if not extents[width_dim].is_Integer:
+        fix(output, extents[width_dim])
+        return Decline("the width of the values is not known when the graph is captured", output)
     sizes[ex.h] = heads
     folded = ex.b * fold + ex.h if ("b", "h") in dims else None
     return Frame(tuple(index), tuple(dims), tuple(batch), Sizes(sizes), int(heads), folded)

@@ -155,6 +155,24 @@ def _log_softmax_minimum(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor
     return scores.log_softmax(-1).exp() @ v
 
 
+def _unordered(q: Tensor, k: Tensor, v: Tensor, quality: Tensor) -> Tensor:
+    """Not above zero is not the same as at most zero: NaN is neither."""
+    return attend((q @ k.mT).masked_fill(~(quality > 0)[:, None, None], -2.0), v)
+
+
+def _twice_the_minimum(q: Tensor, k: Tensor, v: Tensor, pad: Tensor) -> Tensor:
+    """Scaled after the mask, the fill overflows: a row without a key is NaN."""
+    fill = (1.0 - pad[:, None, None].to(q.dtype)) * torch.finfo(q.dtype).min
+    return attend((q @ k.mT + fill) * 2.0, v)
+
+
+def _wrapping(q: Tensor, k: Tensor, v: Tensor, levels: Tensor) -> Tensor:
+    """The square of an integer of 32 bits may be negative."""
+    return attend((q @ k.mT).masked_fill((levels * levels)[:, None, None] < 0, -3.0), v)
+
+
+QUALITY = ramp(2, K).masked_fill(torch.arange(K) % 4 == 1, float("nan"))
+WIDE = torch.tensor([[50000, 2, 60000, 3, 4, 5, 6, 7, 8]] * 2, dtype=torch.int32)
 INFINITE = torch.zeros(K).index_fill(0, torch.tensor([1]), NEG_INF)
 ROWS = (
     Spelling("second_names", _second_names, "4 heads, d=8; score s/4 + 1; keep k <= q (empty row: nan)"),
@@ -180,6 +198,9 @@ ROWS = (
     Spelling("logsumexp_minimum", _log_sum_exp_padded, f"{PLAIN}; keep k <= q (empty row: nan)"),
     Spelling("zero_times_infinity", _undefined, f"{PLAIN} + bias[b, k]", extra=(PAD_ROWS.float(),)),
     Spelling("infinite_bias_times_zero", _switched_off, f"{PLAIN} + bias[k]", extra=(INFINITE,)),
+    Spelling("floats_without_order", _unordered, "4 heads, d=8; score where(mask[b, k], s, -2)", extra=(QUALITY,)),
+    Spelling("twice_the_minimum", _twice_the_minimum, "4 heads, d=8; score 2*s; keep mask[b, k] (empty row: nan)", extra=(PAD_ROWS,)),
+    Spelling("integers_that_wrap", _wrapping, "4 heads, d=8; score where(mask[b, k] < 0, -3, s)", extra=(WIDE,)),
     Spelling("batch_of_one_folded", _one_entry, "2 heads, d=8; score s", ((1, 4, Q, 8), (1, 2, K, 8), (1, 2, K, 8))),
     Spelling("dead_queries", _dead_queries, f"{PLAIN}*bias[h] + where(mask[b, q], 0, -3.40282e+38)", extra=(PAD_ROWS, ramp(4)), gradients=False),
     Spelling("log_softmax_minimum", _log_softmax_minimum, f"{PLAIN}; keep mask[b, k] (empty row: uniform)", extra=(PAD_ROWS,)),
