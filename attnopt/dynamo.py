@@ -190,7 +190,8 @@ def compile_with_dynamo(
                 f"approximate rewrites change weights and graphs, and the quantised weights of {packed} are packed: "
                 "rewrite the model before it is quantised."
             )
-        raise CaptureError(f"approximate rewrites need a whole graph, and there is none. {why}")
+        hint = " Pass use_cache=False: a cache of keys and values is no plain output." if "Cache'>" in why else ""
+        raise CaptureError(f"approximate rewrites need a whole graph, and there is none.{hint} {why}")
 
     def note(text: str) -> None:
         if text not in fast.report.notes:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils import _pytree as pytree
 
 import attnopt
 from attnopt.conversion import standalone
-from attnopt.errors import OptionError
+from attnopt.errors import CaptureError, OptionError
 from attnopt.rewrites import PruneHeads, ShareKV, Sparsify
 from tests.passes.tiny import model as tiny
 
@@ -115,6 +116,14 @@ def test_what_cannot_be_taken_out_is_one_clear_error() -> None:
     uneven = _fast(_llama(2), PruneHeads(heads={0: [1]}))
     with pytest.raises(OptionError, match="code of LlamaForCausalLM cannot be told its new head counts: it fails"):
         standalone(uneven, (), _given())
+
+
+def test_a_cache_in_the_result_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"input_ids": _ids()}
+    # As where `transformers` has not registered its caches, whatever ran in this process before.
+    monkeypatch.delitem(pytree.SUPPORTED_NODES, hf.DynamicCache, raising=False)
+    with pytest.raises(CaptureError, match=r"need a whole graph, and there is none\. Pass use_cache=False"):
+        attnopt.optimize(_llama(), (), given, rewrites=[ShareKV(2, method="mean")], tolerance=1e9)
 
 
 class Scaled(nn.Module):
