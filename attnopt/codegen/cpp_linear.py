@@ -7,12 +7,18 @@ from the spec.
     int32_t attnopt_forward(const void* const* tensors, void* out, float* total, const int64_t* meta, int32_t threads)
 
 `tensors` are q, k, v, and then, or null: factors by key `[B, H, n_k]`, by query `[B, H, n_q]` and of the result
-`[B, H, n_q]` in fp32, and rates of decay `[B, H]` in fp64. `meta` is `B, n_q, n_k`, the offset of the causal mask, four
-strides of each of q, k, v and out, three of each factor and two of the rates. `total` takes the sums of weights, or is
-null.
+`[B, H, n_q]` in fp32, and rates of decay `[B, H]` in fp64. `meta` is `B, n_q, n_k`, the offset of the causal mask, how
+many places queries are ahead of keys where weights decay, four strides of each of q, k, v and out, three of each factor
+and two of the rates. `total` takes the sums of weights, or is null.
+
+The gradients of `sum_j w_ij (q_i . k_j) v_j` are of the same form: `dq_i = sum_j w_ij (g_i . v_j) k_j` over the same
+keys, and from the last place to the first, with negative strides, `dk_j = sum_i w_ij (v_j . g_i) q_i` and
+`dv_j = sum_i w_ij (k_j . q_i) g_i`. A column of ones beside v brings the gradient of the sum of weights along.
 """
 
 from __future__ import annotations
+
+import sympy as sp
 
 from attnopt import expr as ex
 from attnopt._version import VERSION
@@ -26,7 +32,7 @@ from attnopt.codegen.cpp_skeleton import ROW_IO
 from attnopt.codegen.cpp_text import ELEMENTS, head_map, tidy
 from attnopt.codegen.printer import Printer, Value
 from attnopt.errors import SpecError
-from attnopt.spec import AttentionSpec, Pointwise
+from attnopt.spec import AttentionSpec, Heads, Pointwise
 
 
 def supported_linear(spec: AttentionSpec, layout: Layout) -> str | None:
@@ -36,6 +42,12 @@ def supported_linear(spec: AttentionSpec, layout: Layout) -> str | None:
     if not isinstance(spec.normalizer, Pointwise) or spec.normalizer.divide.has(ex.a, ex.Load):
         return "the C++ kernel divides a row by an expression in the sum of its weights alone"
     return None
+
+
+def plain_sums(form: LinearForm, heads: int, d_qk: int, d_v: int) -> AttentionSpec:
+    """The spec of `sum_j w v_j` alone, neither divided nor gated, where each query head has keys and values."""
+    keep = sp.Ge(ex.q - ex.k, 0) if form.causal else sp.true
+    return AttentionSpec(Heads(heads, heads, heads, d_qk, d_v), ex.s, keep, Pointwise(sp.S.One)).canonical()
 
 
 def emit_linear(spec: AttentionSpec, form: LinearForm, layout: Layout, lanes: int) -> Kernel:

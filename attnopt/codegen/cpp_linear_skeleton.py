@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LINEAR = r"""
 struct Args {
-  int64_t n_b, n_q, n_k, offset;
+  int64_t n_b, n_q, n_k, offset, ahead;
   const Element *q, *k, *v;
   Element* out;
   const float *by_key, *by_query, *gate;
@@ -147,7 +147,8 @@ void answer(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t b
       for (int d = 0; d < kDepth; d += kLanes) sum += load(t.q + r * kDepth + d) * load(t.keys + d);
       t.total[r] = sum_lanes(sum);
       if (kDecay) {
-        const float grow = base > 0 ? float(exp(rate * double(q0 + r - (base - 1)))) : 0.0f;
+        const int64_t gap = q0 + r + a.ahead - (base - 1);
+        const float grow = base > 0 ? float(exp(rate * double(gap))) : 0.0f;
         t.total[r] *= grow;
         for (int d = 0; d < kWidth; d += kLanes) store(t.out + r * kWidth + d, load(t.out + r * kWidth + d) * grow);
       }
@@ -183,7 +184,8 @@ INLINE int64_t within(int64_t place, int64_t end) { return maximum(minimum(place
 void head(const Args& a, int64_t b, int64_t h, Scratch& t) {
   memset(&t, 0, sizeof t);
   const double rate = a.rate ? a.rate[b * a.rate_stride[0] + h * a.rate_stride[1]] : 0.0;
-  for (int i = 0; kDecay && i < kChunk; ++i) t.power[kChunk - 1 - i] = float(exp(rate * double(i - a.offset)));
+  for (int i = 0; kDecay && i < kChunk; ++i)
+    t.power[kChunk - 1 - i] = float(exp(rate * double(i - a.offset + a.ahead)));
   int64_t base = reach(a, b, h, 0, kCausal ? within(a.offset, a.n_k) : a.n_k, rate, t);
   for (int64_t q0 = 0; q0 < a.n_q; q0 += kChunk) {
     const int rows = int(minimum(a.n_q - q0, int64_t(kChunk)));
@@ -219,7 +221,7 @@ extern "C" int32_t attnopt_forward(const void* const* tensors, void* out, float*
                                    int32_t threads) {
   if (!tensors || !meta || threads < 1) return 2;
   Args a{};
-  a.n_b = *meta++, a.n_q = *meta++, a.n_k = *meta++, a.offset = *meta++;
+  a.n_b = *meta++, a.n_q = *meta++, a.n_k = *meta++, a.offset = *meta++, a.ahead = *meta++;
   if (a.n_b < 0 || a.n_q < 0 || a.n_k < 0) return 2;
   int64_t* const strides[4] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
   for (int i = 0; i < 16; ++i) strides[i / 4][i % 4] = *meta++;

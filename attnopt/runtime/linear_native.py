@@ -20,7 +20,7 @@ from attnopt.runtime.build import Warn, build_kernel
 from attnopt.runtime.capturing import recorded
 from attnopt.runtime.compile import Library, vector_lanes
 from attnopt.runtime.inputs import dtype_name
-from attnopt.runtime.linear_factors import factors
+from attnopt.runtime.linear_factors import Factors, factors
 from attnopt.runtime.mixed import Parts, Run
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.site import Site
@@ -28,7 +28,7 @@ from attnopt.runtime.triton_launch import runs_on
 from attnopt.spec import AttentionSpec
 
 _POINTERS = ctypes.c_void_p * 7
-_NUMBERS = ctypes.c_int64 * 31
+_NUMBERS = ctypes.c_int64 * 32
 
 
 class NativeLinear:
@@ -44,23 +44,42 @@ class NativeLinear:
     ) -> tuple[Tensor, Tensor | None]:
         """The attention, and with `total` the sum of each row's weights `[B, H, n_q]` in fp32."""
         made = factors(self.spec, self.form, q, k, captures, scalars)
-        by_key, by_query, gate, rate, offset = made.by_key, made.by_query, made.gate, made.rate, made.offset
         batch, heads, rows, width = (*q.shape[:3], v.shape[3])
         out = torch.empty_strided(
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
         )
         sums = torch.empty((batch, heads, rows)) if total else None
-        strides = [s for t in (q, k, v, out) for s in t.stride()]
-        strides += [s for t in (by_key, by_query, gate) for s in _strides(t, 3)] + _strides(rate, 2)
-        given = (q, k, v, by_key, by_query, gate, rate)
-        status = self.library.run(
-            _POINTERS(*[None if t is None else t.data_ptr() for t in given]), out.data_ptr(),
-            None if sums is None else sums.data_ptr(), _NUMBERS(batch, rows, k.shape[2], offset, *strides),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        if status:
-            raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
+        launch(self.library, (q, k, v), made, out, sums)
         return out, sums
+
+
+def launch(
+    library: Library, tensors: tuple[Tensor, Tensor, Tensor], made: Factors, out: Tensor, total: Tensor | None = None,
+    reverse: bool = False, ahead: int = 0,
+) -> None:  # fmt: skip
+    """Run a kernel of linear attention into `out [B, H, n_q, d_v]` and `total [B, H, n_q]`. Raises `CompileError`.
+
+    `reverse` goes through all positions from the last to the first; then there may be no `total`. Where weights decay,
+    the query at place i counts as one at place i + `ahead`.
+    """
+    q, k, _ = tensors
+    along = (*tensors, out), (made.by_key, made.by_query, made.gate)
+    numbers = [q.shape[0], q.shape[2], k.shape[2], made.offset, ahead]
+    pointers = []
+    for count, some in zip((4, 3), along, strict=True):
+        for tensor in some:
+            strides = _strides(tensor, count)
+            last = strides[2] * (tensor.shape[2] - 1) * tensor.element_size() if reverse and tensor is not None else 0
+            pointers.append(None if tensor is None else tensor.data_ptr() + last)
+            numbers += [*strides[:2], -strides[2] if reverse else strides[2], *strides[3:]]
+    place = pointers.pop(3)
+    status = library.run(
+        _POINTERS(*pointers, None if made.rate is None else made.rate.data_ptr()), place,
+        None if total is None else total.data_ptr(), _NUMBERS(*numbers, *_strides(made.rate, 2)),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
 
 
 def candidates(

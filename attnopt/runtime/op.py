@@ -12,7 +12,7 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
-from attnopt.runtime import cpp_gradient, dispatch, triton_gradient, triton_launch, triton_linear_gradient
+from attnopt.runtime import cpp_gradient, dispatch, linear_gradient, triton_gradient, triton_launch
 from attnopt.runtime.direct import direct
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
@@ -121,12 +121,8 @@ def _run_backward(
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
     given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
-    if (
-        grad_lse is None
-        and triton_launch.runs_on(q.device, active.options)
-        and triton_linear_gradient.applies(site, q, k)
-    ):
-        found = triton_linear_gradient.gradients(given[0], given[1], *given[3:], active.warn, active.options)
+    if grad_lse is None and linear_gradient.enabled(q, active.options) and linear_gradient.applies(site, q, k):
+        found = linear_gradient.gradients(given[0], given[1], *given[3:], active.warn, active.options)
     elif q.is_cuda or triton_launch.runs_on(q.device, active.options):
         found = triton_gradient.gradients(*given, active.warn, active.options)
     else:

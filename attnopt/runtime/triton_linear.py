@@ -114,11 +114,11 @@ class _Sums(torch.autograd.Function):
             found = tuple(x / scale for x in found)
         dq, dk, dv = found
         heads = backend.spec.heads
-        dk, dv = _gathered(dk, heads.k_map, heads.k), _gathered(dv, heads.v_map, heads.v)
+        dk, dv = gathered(dk, heads.k_map, heads.k), gathered(dv, heads.v_map, heads.v)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def _gathered(x: Tensor, table: Sequence[int], count: int) -> Tensor:
+def gathered(x: Tensor, table: Sequence[int], count: int) -> Tensor:
     """`[B, Hq, n, d]` summed over the query heads of each of `count` heads."""
     if tuple(table) == tuple(range(x.shape[1])) and count == x.shape[1]:
         return x

@@ -24,11 +24,11 @@ from attnopt.codegen.triton import supports_backward
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
 from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
 from attnopt.options import Options
+from attnopt.runtime.linear_gradient import Gradients
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.triton_gradient import Kernels, expected
 from attnopt.runtime.triton_launch import TritonBackend, build
 from attnopt.runtime.triton_linear import TritonLinear
-from attnopt.runtime.triton_linear_gradient import Gradients
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec, Heads
 from gpu_parts import paged

@@ -22,7 +22,7 @@ from attnopt.options import Options
 from attnopt.runtime import triton_launch, triton_linear
 from attnopt.runtime.linear_native import candidates
 from attnopt.runtime.op import attention
-from attnopt.runtime.triton_linear import TritonLinear, _gathered, build
+from attnopt.runtime.triton_linear import TritonLinear, build, gathered
 from attnopt.runtime.triton_load import load
 from tests.runtime import test_linear as plain
 
@@ -169,10 +169,10 @@ def test_a_folder_that_cannot_be_read_is_a_reason(monkeypatch: pytest.MonkeyPatc
 
 def test_gradients_of_heads_are_summed_by_their_map() -> None:
     x = torch.arange(8.0).reshape(1, 4, 2, 1)
-    assert _gathered(x, (0, 1, 2, 3), 4) is x
-    assert torch.equal(_gathered(x, (0, 0, 1, 1), 2), x.unflatten(1, (2, 2)).sum(2))
+    assert gathered(x, (0, 1, 2, 3), 4) is x
+    assert torch.equal(gathered(x, (0, 0, 1, 1), 2), x.unflatten(1, (2, 2)).sum(2))
     assert torch.equal(
-        _gathered(x, (1, 0, 1, 0), 3), torch.stack([x[:, 1] + x[:, 3], x[:, 0] + x[:, 2], 0 * x[:, 0]], 1)
+        gathered(x, (1, 0, 1, 0), 3), torch.stack([x[:, 1] + x[:, 3], x[:, 0] + x[:, 2], 0 * x[:, 0]], 1)
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import attnopt
-from attnopt.runtime import dispatch, triton_linear, triton_linear_gradient
+from attnopt.runtime import dispatch, linear_gradient, triton_linear
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.op import attention
 from attnopt.runtime.reference import reference
@@ -36,7 +36,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         launch = triton_linear.TritonLinear._launch
         triton_linear.TritonLinear._launch = lambda *a, **m: tuple(x * 1.5 for x in launch(*a, **m))  # type: ignore[method-assign]
     if job.get("break") == "gradient":
-        triton_linear_gradient.TritonLinear.sums = lambda self, q, k, v, *a: (v.float().sum() * q.float(), q.float())  # type: ignore
+        linear_gradient.TritonLinear.sums = lambda self, q, k, v, *a: (v.float().sum() * q.float(), q.float())  # type: ignore
     leaves = [x.clone().requires_grad_() for x in qkv]
     learned = [x.clone().requires_grad_(x.is_floating_point() and bool(job.get("learned"))) for x in captures]
     with dispatch.use(attnopt.Options(kernel="triton")) as used, warnings.catch_warnings(record=True) as said:
