@@ -68,7 +68,7 @@ class Row:
         return held.hexdigest()[:12]
 
 
-_STATE = "its cache is a state of fixed size"
+_STATE = "such attention needs a state of fixed size and no cache; no decode step that keeps one is generated yet"
 _SHORT = {"always": True, "method": "window"}
 _BLOCKS = {"always": True, "method": "blocks"}
 _HEDGEHOG = {"feature": "hedgehog", "steps": 60, "length": 8192, "progress": False}
@@ -141,7 +141,7 @@ def measure(row: Row, at: Subject, steps: int, repeats: int) -> Figures | str:
 def kv_bytes(fast: nn.Module) -> int:
     """Bytes of keys and values that a token leaves in an fp32 cache.
 
-    Linear attention keeps a state of fixed size instead, and beside a window only the last keys: none a token.
+    Linear attention needs a state of fixed size instead, and beside a window only the last keys: none a token.
     """
     specs = [site.spec for site in fast.report.sites if site.spec is not None]
     heads = [s.heads for s in specs if isinstance(s.normalizer, Softmax)]

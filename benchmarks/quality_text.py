@@ -148,4 +148,4 @@ def draw(path: Path, found: Mapping[str, Sequence[Figures]]) -> None:
         left.set_ylabel("held-out loss, nats a byte" if name == "lm" else "cosine with the original's embeddings")
         right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, bbox_inches="tight")
