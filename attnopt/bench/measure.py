@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -16,6 +17,7 @@ from attnopt.bench.cases import Case, scores
 from attnopt.runtime.dispatch import kernel_used
 from attnopt.runtime.op import attention
 
+log = logging.getLogger("attnopt")
 _ENOUGH = 3e-3
 
 
@@ -60,8 +62,15 @@ def measure(case: Case, threads: int, repeats: int, with_flex: bool) -> Result:
     ceilings: list[tuple[float, float]] = []
     run = _backward if case.backward else _forward
     times = {}
-    for name, call in sides.items():
-        run(call, inputs, clock, 1)  # compiles
+    for name, call in list(sides.items()):
+        try:
+            run(call, inputs, clock, 1)  # compiles
+        except Exception as error:
+            if name == "attnopt":
+                raise
+            log.warning("%s: %s cannot run it (%s) and is left out.", case.name, name, str(error).split("\n", 1)[0])
+            del sides[name], taken[name]
+            continue
         # The probes leave cold caches behind: short calls are repeated until that no longer matters.
         times[name] = 1 if case.backward else min(200, math.ceil(_ENOUGH / max(run(call, inputs, clock, 1), 1e-9)))
     for _ in range(repeats):

@@ -69,12 +69,15 @@ def flex(case: Case, captures: Sequence[Tensor]) -> Call | None:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     score, keep = mods(captures)
-    sizes = (None, None, case.n_q, case.n_k)
+    scale = 1.0 if case.name == "T5 bias" else None
+    # By batch entry only where the mask is: a table for each would be read for nothing.
+    sizes = (case.batch if case.name in _BY_ENTRY else None, None, case.n_q, case.n_k)
     mask = None if keep is None else create_block_mask(keep, *sizes, device="cpu")
-    run = torch.compile(flex_attention)
+    # Rows have several sizes; the compiler would make the second one symbolic, which is slower and may not compile.
+    run = torch.compile(flex_attention, dynamic=False)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return run(q, k, v, score_mod=score, block_mask=mask)  # type: ignore[return-value]
+        return run(q, k, v, score_mod=score, block_mask=mask, scale=scale)  # type: ignore[return-value]
 
     return call
 
@@ -83,12 +86,25 @@ def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return q >= k
 
 
-_FLEX: dict[str, Callable[[Sequence[Tensor]], tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None]]] = {
+def _near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return ((q // 64 - k // 64).abs() <= 6) & ((q % 64 - k % 64).abs() <= 6)
+
+
+_BY_ENTRY = ("documents", "padding")
+_Mods = tuple[Callable[..., Tensor] | None, Callable[..., Tensor] | None]
+_FLEX: dict[str, Callable[[Sequence[Tensor]], _Mods]] = {
     "dense D=64": lambda c: (None, None),
+    "dense D=128": lambda c: (None, None),
     "causal D=64": lambda c: (None, _causal),
+    "causal D=128": lambda c: (None, _causal),
     "window 256": lambda c: (None, lambda b, h, q, k: (q >= k) & (q - k < 256)),
     "prefix": lambda c: (None, lambda b, h, q, k: (q >= k) | (k < 256)),
+    "documents": lambda c: (None, lambda b, h, q, k: (c[0][b, q] == c[0][b, k]) & (q >= k)),
+    "dilated": lambda c: (None, lambda b, h, q, k: (q >= k) & (q - k < 512) & ((q - k) % 2 == 0)),
+    "neighbourhood 13x13": lambda c: (None, _near),
     "ALiBi": lambda c: (lambda s, b, h, q, k: s + c[0][h] * (k - q), _causal),
+    "T5 bias": lambda c: (lambda s, b, h, q, k: s + c[0][((q - k).clamp(min=0) // 16).clamp(max=31), h], None),
     "dense bias": lambda c: (lambda s, b, h, q, k: s + c[0][h, q, k], None),
     "soft-cap": lambda c: (lambda s, b, h, q, k: 50 * torch.tanh(s / 50), _causal),
+    "padding": lambda c: (None, lambda b, h, q, k: c[0][b, k] != 0),
 }

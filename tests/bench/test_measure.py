@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import pytest
 import torch
 
+from attnopt.bench import rivals
 from attnopt.bench.cases import Case
 from attnopt.bench.measure import Result, clock_of, measure
 from tests.specs import case
@@ -26,6 +29,22 @@ def test_a_row_has_times_ratios_and_shares() -> None:
         assert result.kernel
         assert min(result.times.values()) >= 0
     torch.set_num_threads(before)
+
+
+def test_a_rival_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> Any:
+        def call(*_: object) -> Any:
+            raise RuntimeError("no such kernel\nand much more")
+
+        return call
+
+    monkeypatch.setattr(rivals, "sdpa", broken)
+    before = torch.get_num_threads()
+    result = measure(Case("small", case("scale").spec, 1, 8, 8), 1, 1, False)
+    torch.set_num_threads(before)
+    assert set(result.times) == {"attnopt"}
+    assert not result.ratios
+    assert "small: sdpa cannot run it (no such kernel) and is left out." in caplog.text
 
 
 def test_targets_are_least_values() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.testing import assert_close
 
+from attnopt.bench import rivals
 from attnopt.bench.cases import Case, cases
 from attnopt.bench.rivals import flex, grid_of, sdpa
 from attnopt.runtime.reference import reference
@@ -26,6 +28,20 @@ def test_sdpa_computes_the_row(row: Case) -> None:
 def test_sdpa_is_left_out_where_it_cannot(name: str) -> None:
     row = next(row for row in cases(quick=True) if row.name == name)
     assert sdpa(row, [make() for make in row.makers]) is None
+
+
+FLEX = [row for row in cases(quick=True) if row.name in rivals._FLEX]
+
+
+@pytest.mark.parametrize("row", FLEX, ids=lambda row: row.name)
+def test_flex_computes_the_row(row: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    captures = [make() for make in row.makers]
+    call = flex(row, captures)
+    assert call is not None
+    q, k, v = row.inputs()
+    with torch.no_grad():
+        assert_close(call(q, k, v), reference(row.spec, q, k, v, captures)[0], atol=2e-5, rtol=1e-4)
 
 
 def test_flex_is_named_for_known_rows_only() -> None:
