@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -73,13 +74,45 @@ def flex(case: Case, captures: Sequence[Tensor]) -> Call | None:
     # By batch entry only where the mask is: a table for each would be read for nothing.
     sizes = (case.batch if case.name in _BY_ENTRY else None, None, case.n_q, case.n_k)
     mask = None if keep is None else create_block_mask(keep, *sizes, device="cpu")
-    # Rows have several sizes; the compiler would make the second one symbolic, which is slower and may not compile.
-    run = torch.compile(flex_attention, dynamic=False)
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return run(q, k, v, score_mod=score, block_mask=mask, scale=scale)  # type: ignore[return-value]
+    def compiled(dynamic: bool) -> Call:
+        run = torch.compile(flex_attention, dynamic=dynamic)
+        return lambda q, k, v: run(q, k, v, score_mod=score, block_mask=mask, scale=scale)  # type: ignore[return-value]
 
-    return call
+    return _Faster(compiled(False), compiled(True))
+
+
+class _Faster:
+    """The faster of several ways to compile one thing, found at the first call.
+
+    Fixed and symbolic sizes of FlexAttention differ by up to eight times, in either direction, and either may fail.
+    """
+
+    def __init__(self, *ways: Call) -> None:
+        self.ways = ways
+        self.chosen: Call | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.chosen is None:
+            self.chosen = self._choose(q, k, v)
+        return self.chosen(q, k, v)
+
+    def _choose(self, *inputs: Tensor) -> Call:
+        times: dict[Call, float] = {}
+        problem: Exception | None = None
+        for way in self.ways:
+            torch.compiler.reset()
+            try:
+                way(*inputs)
+            except Exception as error:
+                problem = error
+                continue
+            start = time.perf_counter()
+            way(*inputs)
+            times[way] = time.perf_counter() - start
+        if problem is not None and not times:
+            raise problem
+        return min(times, key=times.__getitem__)
 
 
 def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

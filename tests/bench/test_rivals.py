@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -42,6 +44,28 @@ def test_flex_computes_the_row(row: Case, monkeypatch: pytest.MonkeyPatch) -> No
     q, k, v = row.inputs()
     with torch.no_grad():
         assert_close(call(q, k, v), reference(row.spec, q, k, v, captures)[0], atol=2e-5, rtol=1e-4)
+
+
+def test_the_faster_way_that_runs_is_taken() -> None:
+    q = torch.ones(1)
+    calls: list[str] = []
+
+    def way(name: str, seconds: float) -> rivals.Call:
+        def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            calls.append(name)
+            if seconds < 0:
+                raise RuntimeError(f"{name} does not compile")
+            time.sleep(seconds)
+            return q
+
+        return call
+
+    chosen = rivals._Faster(way("broken", -1), way("slow", 0.2), way("fast", 0))
+    chosen(q, q, q)
+    chosen(q, q, q)
+    assert calls[-2:] == ["fast", "fast"]
+    with pytest.raises(RuntimeError, match="broken does not compile"):
+        rivals._Faster(way("broken", -1))(q, q, q)
 
 
 def test_flex_is_named_for_known_rows_only() -> None:
