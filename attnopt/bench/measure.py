@@ -74,7 +74,7 @@ def measure(case: Case, threads: int, repeats: int, with_flex: bool) -> Result:
         # The probes leave cold caches behind: short calls are repeated until that no longer matters.
         times[name] = 1 if case.backward else min(200, math.ceil(_ENOUGH / max(run(call, inputs, clock, 1), 1e-9)))
     for _ in range(repeats):
-        ceilings.append((probes.peak(clock), probes.read_rate(clock)))
+        ceilings.append((probes.peak(clock), probes.read_rate(clock, threads)))
         for name, call in sides.items():
             taken[name].append(run(call, inputs, clock, times[name]))
     return _result(case, taken, ceilings, threads)

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attnopt.codegen import cpp
@@ -74,10 +75,20 @@ def peak(clock: Callable[[], float]) -> float:
     return TURNS * 12 * vector_lanes() * 2 / (clock() - start)
 
 
-def read_rate(clock: Callable[[], float]) -> float:
-    """Bytes a second that one thread reads from memory beyond the caches."""
+def read_rate(clock: Callable[[], float], threads: int = 1) -> float:
+    """Bytes a second that so many threads together read from memory beyond the caches."""
     library, memory = _library(), _memory()
-    address = -(-ctypes.addressof(memory) // 64) * 64
-    start = clock()
-    library.probe_read(address, BYTES // 4)
-    return BYTES / (clock() - start)
+    address, share = -(-ctypes.addressof(memory) // 64) * 64, BYTES // 4 // threads // 1024 * 1024
+
+    def read(part: int) -> None:
+        library.probe_read(address + 4 * share * part, share)
+
+    if threads == 1:
+        start = clock()
+        read(0)
+        return 4 * share / (clock() - start)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(int, range(threads)))  # starts them
+        start = clock()
+        list(pool.map(read, range(threads)))
+        return 4 * share * threads / (clock() - start)
