@@ -31,7 +31,7 @@ def register(commands: Any) -> None:
 
 
 def coverage(arguments: argparse.Namespace) -> int:
-    """Run what is asked; 1 if any site was missed, declined without explanation, or outside its contract."""
+    """Run what is asked; 1 if a site was missed or may have been, is declined without explanation, or is outside."""
     from attnopt.coverage import run
     from attnopt.coverage.catalogue import architectures
     from attnopt.coverage.show import Progress, summary
@@ -66,4 +66,4 @@ def _write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> int:
             target.write_text(make(rows), encoding="utf-8")
             print(f"written: {path}")
     totals = Totals.of(rows)
-    return 1 if totals.missed or totals.unexplained or totals.outside else 0
+    return 1 if totals.missed or totals.unknown or totals.unexplained or totals.outside else 0

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from attnopt import pipeline
 from attnopt.capture import capture, share
-from attnopt.coverage.witness import witness
+from attnopt.coverage.witness import normalizers, witness
 from attnopt.dynamo import retrace
 from attnopt.errors import CaptureError
 from attnopt.fidelity import strayed
@@ -52,7 +52,10 @@ def _copies(inputs: Sequence[Any]) -> list[Any]:
 
 @dataclass
 class Treated:
-    """A model after its treatment: sites, what the witness saw, and ways to run it on the inputs it was made for."""
+    """A model after its treatment: sites, what the witness saw, and ways to run it on the inputs it was made for.
+
+    `unknown` has a row for each graph that could not be traced further and runs as it is: no site of it can be seen.
+    """
 
     way: str
     run: Callable[[], Any]
@@ -60,6 +63,7 @@ class Treated:
     missed: list[dict[str, str]] = field(default_factory=list)
     others: int = 0
     nodes: int = 0
+    unknown: list[dict[str, Any]] = field(default_factory=list)
     graphs: list[Pair] = field(default_factory=list)
 
     def look(self, gm: fx.GraphModule, inputs: Sequence[Any], options: Options, constants: Any) -> None:
@@ -164,7 +168,9 @@ def _by_dynamo(model: nn.Module, inputs: dict[str, Any], options: Options, why: 
         try:
             traced = retrace(gm, example_inputs)
         except CaptureError as error:
-            treated.way += f"; one graph was left as it is: {error}"
+            treated.unknown.append(
+                {"why": " ".join(str(error).split())[:300], "normalizers": len(normalizers(gm.graph))}
+            )
             return gm.forward
         treated.look(traced, list(example_inputs), options, {})
 

@@ -52,6 +52,7 @@ def _measured(model: Any, inputs: Any, options: Options) -> Row:
         return {"status": "not captured", "reason": str(error)}
     row: Row = {"status": "measured", "capture": treated.way, "nodes": treated.nodes}
     row |= {"sites": treated.sites, "missed": treated.missed, "others": treated.others}
+    row["unknown"] = treated.unknown
     ours = tensors(_run(treated.run))
     exact, problem = _golden(model, inputs)
     row["errors"] = {**errors(ours, eager, exact), **in_double(treated.graphs)}

@@ -31,6 +31,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         _models(main, rows),
         _declined(main),
         _missed(main),
+        _unknown(main),
         _outside(totals),
         _unbuilt(totals, main),
     )
@@ -43,6 +44,7 @@ def to_json(rows: Sequence[Row]) -> str:
     figures = {
         "versions": _versions(), "architectures": len(totals.architectures), "measured": len(totals.built),
         "rows": totals.rows, "sites": totals.sites, "fused": totals.fused, "missed": totals.missed,
+        "unknown_graphs": totals.unknown,
         "declined": dict(totals.declined.most_common()), "declined_unexplained": totals.unexplained,
         "not_attention": totals.others, "largest_error_in_units_of_eager": round(totals.units, 3),
         "largest_error_at": totals.worst,
@@ -108,6 +110,7 @@ def _head(totals: Totals, rows: Sequence[Row]) -> Iterator[str]:
         ("declined", f"{declined}"),
         ("declined, without an explanation below", f"{totals.unexplained}"),
         ("missed (seen by the independent count, by no pattern)", f"{totals.missed}"),
+        ("graphs left as they are that may hold sites", f"{totals.unknown}"),
         ("softmaxes that are no attention", f"{totals.others}"),
         *_errors(totals),
         ("largest relative change of an output in fp64", f"{totals.fp64:.1e}"),
@@ -206,6 +209,20 @@ def _missed(rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         for row, site in missed:
             yield f"- {row['architecture']} ({row['variant']}), `{site['module']}`, `{site['source']}`"
+        yield ""
+
+
+def _unknown(rows: Sequence[Row]) -> Iterator[str]:
+    graphs = [(row, graph) for row in rows for graph in row.get("unknown", ())]
+    if graphs:
+        yield "## Graphs left as they are"
+        yield ""
+        yield "They could not be traced further. What makes weights in them is not in the counts above."
+        yield ""
+        for row, graph in graphs:
+            count = graph["normalizers"]
+            seen = f"{count} calls that may make weights" if count else "no call that makes weights"
+            yield f"- {row['architecture']} ({row['variant']}), {seen}: {_cell(graph['why'])}"
         yield ""
 
 

@@ -47,7 +47,8 @@ def settled(row: dict[str, Any]) -> bool:
     if row["status"] in ("not applicable", "counted"):
         return True
     fused = row["status"] == "measured" and all(s["status"] == "fused" for s in row["sites"])
-    return fused and not row["missed"] and not outside(row)
+    unknown = any(graph["normalizers"] for graph in row.get("unknown", ()))
+    return fused and not row["missed"] and not unknown and not outside(row)
 
 
 def pending(plan: Plan, retry: bool) -> list[tuple[str, str]]:

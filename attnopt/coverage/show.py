@@ -50,6 +50,8 @@ def line(row: dict[str, Any]) -> str:
     more = [f"{fused}/{sites} fused", f"{units:.2f} × eager's error" if units is not None else "not compared"]
     if row["missed"]:
         more.append(f"{len(row['missed'])} missed")
+    if row.get("unknown"):
+        more.append(f"{len(row['unknown'])} graphs left as they are")
     if outside(row):
         more.append(f"OUTSIDE: {outside(row)}")
     return f"{name} {', '.join(more)} ({row['s']:.1f} s)"
@@ -61,6 +63,7 @@ def summary(rows: Sequence[dict[str, Any]], seconds: float | None) -> str:
     lines = [
         f"{len(totals.architectures)} architectures, {len(totals.built)} built and measured, {totals.rows} rows",
         f"{totals.sites} sites, {totals.fused} fused, {sum(totals.declined.values())} declined, {totals.missed} missed",
+        f"{totals.unknown} graphs left as they are that may hold sites",
         f"{totals.others} softmaxes that are no attention",
         f"largest error {totals.units:.2f} × eager's ({totals.worst or 'nowhere'})",
         f"largest change in fp64 {totals.fp64:.1e}",

@@ -50,6 +50,7 @@ class Totals:
     sites: int = 0
     fused: int = 0
     missed: int = 0
+    unknown: int = 0
     others: int = 0
     strangers: int = 0
     unexplained: int = 0
@@ -106,6 +107,7 @@ class Totals:
         self.sites += len(row["sites"]) + len(row["missed"]) - len(strangers)
         self.fused += len(fused)
         self.missed += len(row["missed"])
+        self.unknown += sum(graph["normalizers"] > 0 for graph in row.get("unknown", ()))
         self.others += row["others"] + len(strangers)
         self.strangers += len(strangers)
         self.declined.update(generic(s["reason"]) for s in declined if s not in strangers)

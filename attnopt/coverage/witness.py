@@ -24,6 +24,11 @@ LAYERS = {
     "aten::rms_norm", "aten::native_layer_norm", "aten::embedding", "aten::gelu", "aten::silu", "aten::topk",
     "aten::sort", "aten::argmax", "aten::rsqrt", "aten::_grouped_mm", "aten::sigmoid_",
 }  # fmt: skip
+NORMALIZERS = {
+    "softmax", "log_softmax", "_softmax", "softmin", "gumbel_softmax", "scaled_dot_product_attention",
+    "multi_head_attention_forward", "flex_attention", "exp",
+}  # fmt: skip
+"""Names of calls, as users write them, that may make weights."""
 _STOP = {*SOFTMAX, *LAYERS, SDPA}
 
 
@@ -46,6 +51,12 @@ def witness(graph: fx.Graph) -> Witness:
             found = _meets(node, _back) and _meets(node, _forward)
             (sites if found else others).append(node.name)
     return Witness(tuple(sites), tuple(others))
+
+
+def normalizers(graph: fx.Graph) -> list[fx.Node]:
+    """The calls of a graph of the user's own operators that may make weights; without any there is no softmax."""
+    calls = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
+    return [n for n in calls if getattr(n.target, "__name__", n.target) in NORMALIZERS]
 
 
 def _by_hand(node: fx.Node) -> bool:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from attnopt.coverage import graphs
 from attnopt.coverage.graphs import Double, double, short, treat
+from attnopt.errors import CaptureError
 from attnopt.options import Options
 
 REFERENCE = Options(kernel="reference")
@@ -44,6 +47,17 @@ def test_a_model_with_graph_breaks_goes_through_dynamo() -> None:
     assert treated.way.startswith("dynamo")
     assert len(treated.graphs) == 2
     assert [s["status"] for s in treated.sites] == ["fused", "fused"]
+    torch.testing.assert_close(treated.run(), _Breaking()(x))
+
+
+def test_a_graph_that_cannot_be_traced_further_is_unknown_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(gm: torch.fx.GraphModule, inputs: Any) -> torch.fx.GraphModule:
+        raise CaptureError("no trace\nof it")
+
+    monkeypatch.setattr(graphs, "retrace", refuse)
+    treated, x = _treated(_Breaking())
+    assert treated.unknown == [{"why": "no trace of it", "normalizers": 1}] * 2
+    assert not treated.sites
     torch.testing.assert_close(treated.run(), _Breaking()(x))
 
 

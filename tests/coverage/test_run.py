@@ -36,6 +36,8 @@ def test_what_is_settled() -> None:
     assert not settled({"status": "not built"})
     assert not settled(row(sites=[site("declined")]))
     assert not settled(row(missed=[{}]))
+    assert not settled(row(unknown=[{"why": "", "normalizers": 1}]))
+    assert settled(row(unknown=[{"why": "", "normalizers": 0}]))
     assert not settled(row(errors={"units": 40.0}))
 
 

@@ -20,6 +20,12 @@ def test_sites_add_up() -> None:
     assert (totals.units, totals.worst, totals.fp64) == (2.5, "b eager", 1e-12)
 
 
+def test_a_graph_left_as_it_is_counts_where_something_in_it_makes_weights() -> None:
+    left = [{"why": "no trace", "normalizers": 2}, {"why": "no trace", "normalizers": 0}]
+    totals = Totals.of([row("a", unknown=left), row("b")])
+    assert (totals.unknown, totals.sites, totals.missed) == (1, 2, 0)
+
+
 def test_what_is_no_attention_is_no_site() -> None:
     other = site("declined", reason="no contraction of queries and keys makes the scores", module="attention.self")
     totals = Totals.of([row("convbert", sites=[site(), other], others=2)])

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attnopt.capture import capture
-from attnopt.coverage.witness import witness
+from attnopt.coverage.witness import normalizers, witness
 
 X = torch.randn(2, 4, 8, 16)
 
@@ -60,3 +60,11 @@ def test_an_attention_is_counted(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_softmax_is_counted_apart(name: str) -> None:
     assert _witness(OTHERS[name]) == (0, 1)
+
+
+def test_calls_that_may_make_weights_are_counted_as_users_write_them() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = F.scaled_dot_product_attention(x, x, x) + x.softmax(-1) + torch.softmax(x, -1) + torch.exp(x)
+        return torch.relu(x).tanh()
+
+    assert len(normalizers(torch.fx.symbolic_trace(model).graph)) == 4
