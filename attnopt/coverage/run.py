@@ -18,6 +18,7 @@ from attnopt.coverage.totals import outside
 from attnopt.options import Options
 
 PRELOAD = ("attnopt.coverage.warm",)
+PRELOAD_INDUCTOR = (*PRELOAD, "attnopt.coverage.warm_inductor")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def run(plan: Plan, rows: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]
     for architecture, variant in rows:
         row_path(plan.folder, architecture, variant).unlink(missing_ok=True)
         waiting.setdefault(architecture, []).append(variant)
-    context, running = _context(), {}
+    context, running = _context(any(variant == "inductor" for _, variant in rows)), {}
     settings = {**asdict(plan), "rows": (), "folder": str(plan.folder)}
     try:
         while waiting or running:
@@ -86,13 +87,13 @@ def run(plan: Plan, rows: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]
             task.process.kill()
 
 
-def _context() -> Any:
+def _context(inductor: bool) -> Any:
     """Processes forked from one server that has everything loaded, where the system can fork."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if kind == "forkserver":
-        context.set_forkserver_preload(list(PRELOAD))
+        context.set_forkserver_preload(list(PRELOAD_INDUCTOR if inductor else PRELOAD))
     return context
 
 
