@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import sympy as sp
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.expr import b, h, k, n_k, n_q, q, s
 from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Softmax
+
+TILE = 64
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class Case:
         batch, n_q, n_k: its sizes.
         dtype: of q, k and v.
         makers: one for each capture.
-        targets: least values of `sdpa` (speed against it), `peak`, `read` (shares of the measured ceilings).
+        targets: least values of `sdpa` and `flex` (speed against them), `peak`, `read` (shares of the measured
+            ceilings), `own` (tiles a second against the own kernel of `beside`).
+        beside: the attention without its modification: without its bias, or of all keys.
         backward: measure the gradients instead of the result.
         learned: of captures too, which are one dense bias.
         windows: q, k and v lie as `[B, N, H, D]`.
@@ -39,6 +45,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     makers: tuple[Callable[[], Tensor], ...] = ()
     targets: dict[str, float] = field(default_factory=dict)
+    beside: AttentionSpec | None = None
     backward: bool = False
     learned: bool = False
     windows: bool = False
@@ -86,6 +93,11 @@ _SAME = sp.Eq(ex.load("doc", b, q, integer=True), ex.load("doc", b, k, integer=T
 _T5 = ex.load("table", ex.Minimum(ex.FloorDiv(ex.Maximum(q - k, 0), 16), 31), h)
 _ROW, _COLUMN = (lambda x: ex.FloorDiv(x, 64)), (lambda x: ex.Mod(x, 64))
 _NEAR = [ex.Minimum(x - y, y - x) >= -6 for x, y in ((_ROW(q), _ROW(k)), (_COLUMN(q), _COLUMN(k)))]
+# What is asked of masks, of biases on all keys and on causal ones, and of sinks.
+_SPARSE: dict[str, Any] = {"targets": {"flex": 3, "own": 0.85}, "beside": _spec(4, 64)}
+_PLAIN: dict[str, Any] = {"targets": {"flex": 3.5, "own": 0.85}, "beside": _spec(8, 64)}
+_BENT: dict[str, Any] = {**_PLAIN, "beside": _spec(8, 64, keep=_CAUSAL)}
+_SINKS: dict[str, Any] = {**_BENT, "targets": {"own": 0.85}}  # FlexAttention gives no lse on a CPU to add sinks to
 
 
 def cases(quick: bool = False) -> tuple[Case, ...]:
@@ -101,22 +113,24 @@ def cases(quick: bool = False) -> tuple[Case, ...]:
         Case("dense D=128", _spec(4, 128), 1, n, n, targets=dense),
         Case("causal D=64", _spec(8, 64, keep=_CAUSAL), 1, n, n, targets=causal),
         Case("causal D=128", _spec(4, 128, keep=_CAUSAL), 1, n, n, targets=causal),
-        Case("window 256", _spec(4, 64, keep=sp.And(_CAUSAL, k > q - 256)), 1, long, long),
-        Case("prefix", _spec(4, 64, keep=sp.Or(_CAUSAL, k < 256)), 1, n, n),
+        Case("window 256", _spec(4, 64, keep=sp.And(_CAUSAL, k > q - 256)), 1, long, long, **_SPARSE),
+        Case("prefix", _spec(4, 64, keep=sp.Or(_CAUSAL, k < 256)), 1, n, n, **_SPARSE),
         Case("documents", _spec(4, 64, keep=sp.And(_SAME, _CAUSAL), captures=_int("doc", 2)), 1, n, n,
-             makers=(_documents(1, n),)),
-        Case("dilated", _spec(4, 64, keep=sp.And(_CAUSAL, k > q - 512, sp.Eq(ex.Mod(q - k, 2), 0))), 1, n, n),
-        Case("neighbourhood 13x13", _spec(4, 64, keep=sp.And(*_NEAR)), 1, n, n),
+             makers=(_documents(1, n),), **_SPARSE),
+        Case("dilated", _spec(4, 64, keep=sp.And(_CAUSAL, k > q - 512, sp.Eq(ex.Mod(q - k, 2), 0))), 1, n, n,
+             **_SPARSE),
+        Case("neighbourhood 13x13", _spec(4, 64, keep=sp.And(*_NEAR)), 1, n, n, **_SPARSE),
         Case("ALiBi", _spec(8, 64, score=_S + ex.load("slope", h) * (k - q), keep=_CAUSAL,
-                            captures=_float("slope", 1)), 1, n, n, makers=(lambda: -torch.rand(8),)),
-        Case("T5 bias", _spec(8, 64, score=s + _T5, captures=_float("table", 2)), 1, n, n, makers=(made(32, 8),)),
+                            captures=_float("slope", 1)), 1, n, n, makers=(lambda: -torch.rand(8),), **_BENT),
+        Case("T5 bias", _spec(8, 64, score=s + _T5, captures=_float("table", 2)), 1, n, n, makers=(made(32, 8),),
+             **_PLAIN),
         Case("dense bias", _spec(8, 64, score=_S + _BIAS, captures=_float("bias", 3)), 1, n, n,
-             makers=(made(8, n, n),)),
-        Case("soft-cap", _spec(8, 64, score=50 * sp.tanh(_S / 50), keep=_CAUSAL), 1, n, n),
+             makers=(made(8, n, n),), **_PLAIN),
+        Case("soft-cap", _spec(8, 64, score=50 * sp.tanh(_S / 50), keep=_CAUSAL), 1, n, n, **_BENT),
         Case("sinks", _spec(8, 64, keep=_CAUSAL, normalizer=Softmax(ex.load("sink", h)), captures=_float("sink", 1)),
-             1, n, n, makers=(made(8),)),
+             1, n, n, makers=(made(8),), **_SINKS),
         Case("padding", _spec(8, 64, keep=_PAD, captures=_int("pad", 2), empty_row=EmptyRow.ZERO), 2, n // 2, n // 2,
-             makers=(_keep(2, n // 2),)),
+             makers=(_keep(2, n // 2),), **_PLAIN),
         Case("Swin 49x49x32", _spec(4, 32, score=swin, captures=pair), 64 if quick else 256, 49, 49,
              makers=(made(4, 49, 49), lambda: torch.zeros(64, 49, 49)), targets={"sdpa": 2.5}, windows=True),
         Case("decode bf16", _spec(32, 128, 8), 1, 1, context, torch.bfloat16, targets={"sdpa": 20, "read": 0.65}),
@@ -137,15 +151,30 @@ def cases(quick: bool = False) -> tuple[Case, ...]:
     return tuple(rows)
 
 
+def unmodified(case: Case) -> Case | None:
+    """The row of `beside`, of the same sizes; None if there is none."""
+    return None if case.beside is None else replace(case, spec=case.beside, makers=(), beside=None, targets={})
+
+
 def scores(case: Case) -> int:
     """How many scores of the whole the mask keeps, as an exact count over all heads and batch entries."""
+    whole = case.batch * case.spec.heads.q * case.n_q * case.n_k
+    return whole if case.spec.keep == sp.true else math.ceil(whole * float(_kept(case).mean()))
+
+
+def tiles(case: Case) -> int:
+    """How many tiles of `TILE` by `TILE` scores hold any that the mask keeps, over all heads and batch entries."""
+    shape = (case.batch, case.spec.heads.q, case.n_q, case.n_k)
+    kept = np.broadcast_to(_kept(case), shape) if case.spec.keep != sp.true else np.ones(shape, bool)
+    for axis in (2, 3):
+        kept = np.logical_or.reduceat(kept, range(0, kept.shape[axis], TILE), axis)
+    return int(kept.sum())
+
+
+def _kept(case: Case) -> Any:
     from attnopt.bench.rivals import grid_of
 
-    whole = case.batch * case.spec.heads.q * case.n_q * case.n_k
-    if case.spec.keep == sp.true:
-        return whole
-    kept = grid_of(case, [make() for make in case.makers]).value(case.spec.keep)
-    return math.ceil(whole * float(kept.mean()))
+    return grid_of(case, [make() for make in case.makers]).value(case.spec.keep)
 
 
-__all__ = ["Case", "cases", "n_k", "n_q", "scores"]
+__all__ = ["Case", "cases", "n_k", "n_q", "scores", "tiles", "unmodified"]

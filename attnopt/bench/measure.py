@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnopt.bench import probes, rivals
-from attnopt.bench.cases import Case, scores
+from attnopt.bench.cases import Case, scores, tiles, unmodified
 from attnopt.runtime.dispatch import kernel_used
 from attnopt.runtime.op import attention
 
@@ -23,7 +23,14 @@ _ENOUGH = 3e-3
 
 @dataclass
 class Result:
-    """What one row took. Times are medians in milliseconds; `shares` are `peak` and `read`."""
+    """What one row took. Times are medians in milliseconds.
+
+    Attributes:
+        ratios: how many times as fast as `sdpa` and `flex`, and as the kernel without the modification (`own`: in
+            tiles a second that hold anything to keep).
+        shares: of the ceilings `peak` and `read`; `flex peak` is what FlexAttention has of the former.
+        targets: least values of these.
+    """
 
     name: str
     kernel: str
@@ -37,6 +44,12 @@ class Result:
         """Whether every target is reached."""
         found = {**self.ratios, **self.shares}
         return all(found.get(name, 0.0) >= least for name, least in self.targets.items())
+
+    @property
+    def bound(self) -> float:
+        """How many times as fast as FlexAttention a kernel at the peak of multiply-adds would be; inf if unknown."""
+        share = self.shares.get("flex peak", 0.0)
+        return 1 / share if share else math.inf
 
 
 def clock_of(threads: int) -> Callable[[], float]:
@@ -58,6 +71,9 @@ def measure(case: Case, threads: int, repeats: int, with_flex: bool) -> Result:
         call = make(case, captures) if make else None
         if call is not None:
             sides[name] = call
+    if case.beside is not None:
+        beside = case.beside.text
+        sides["own"] = lambda q, k, v: attention(beside, q, k, v)[0]
     taken: dict[str, list[float]] = {name: [] for name in sides}
     ceilings: list[tuple[float, float]] = []
     run = _backward if case.backward else _forward
@@ -77,7 +93,10 @@ def measure(case: Case, threads: int, repeats: int, with_flex: bool) -> Result:
         ceilings.append((probes.peak(clock), probes.read_rate(clock, threads)))
         for name, call in sides.items():
             taken[name].append(run(call, inputs, clock, times[name]))
-    return _result(case, taken, ceilings, threads)
+    result = _result(case, taken, ceilings, threads)
+    if not with_flex:
+        result.targets.pop("flex", None)
+    return result
 
 
 def _result(case: Case, taken: dict[str, list[float]], ceilings: Sequence[tuple[float, float]], threads: int) -> Result:
@@ -92,8 +111,13 @@ def _result(case: Case, taken: dict[str, list[float]], ceilings: Sequence[tuple[
         for name, times in taken.items()
         if name != "attnopt"
     }
+    plain = unmodified(case)
+    if plain is not None and "own" in ratios:
+        ratios["own"] *= tiles(case) / tiles(plain)
     times = {name: 1e3 * statistics.median(values) for name, values in taken.items()}
     shares = {"peak": work / ours / (peak * threads), "read": size / ours / read}
+    if "flex" in times:
+        shares["flex peak"] = work / (times["flex"] / 1e3) / (peak * threads)
     return Result(case.name, kernel_used(case.spec.key) or "", times, ratios, shares, dict(case.targets))
 
 

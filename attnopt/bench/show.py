@@ -1,4 +1,4 @@
-"""The table as text, Markdown, JSON and a picture."""
+"""The tables as text, Markdown, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from attnopt.bench.costs import Cost
 from attnopt.bench.measure import Result
 from attnopt.errors import OptionError
 
-_HEAD = ("case", "kernel", "ms", "vs SDPA", "vs Flex", "of peak", "of read rate", "target", "met")
+_HEAD = ("case", "kernel", "ms", "vs SDPA", "vs Flex", "vs own", "of peak", "Flex", "of read", "target", "met")
+_COST_HEAD = ("cost", "measured", "at most", "met")
 
 
 def cells(result: Result) -> tuple[str, ...]:
     """One row of the table."""
-    ratio = {name: f"{value:.2f}x" for name, value in result.ratios.items()}
+    ratios = [f"{result.ratios[name]:.2f}x" if name in result.ratios else "-" for name in ("sdpa", "flex", "own")]
     wanted = ", ".join(
         f"{name} {value:.0%}" if name in result.shares else f"{name} {value:g}x"
         for name, value in result.targets.items()
     )
     met = "" if not result.targets else "yes" if result.met else "no"
-    shares = [f"{result.shares[name]:.0%}" for name in ("peak", "read")]
-    time = f"{result.times['attnopt']:.3f}"
-    return (result.name, result.kernel, time, ratio.get("sdpa", "-"), ratio.get("flex", "-"), *shares, wanted, met)
+    if result.targets.get("flex", 0.0) > result.bound:
+        met = f"no: {result.bound:.2f}x is the peak"
+    shares = [f"{result.shares[name]:.0%}" if name in result.shares else "-" for name in ("peak", "flex peak", "read")]
+    return (result.name, result.kernel, f"{result.times['attnopt']:.3f}", *ratios, *shares, wanted, met)
+
+
+def cost_cells(cost: Cost) -> tuple[str, ...]:
+    """One row of the table of costs."""
+    return (cost.name, f"{cost.value:.3g} {cost.unit}", f"{cost.limit:g} {cost.unit}", "yes" if cost.met else "no")
 
 
 def line(values: Sequence[str]) -> str:
-    """A row for the terminal."""
-    widths = (22, 9, 9, 8, 8, 8, 12, 22, 4)
+    """A row for the terminal, of either table."""
+    widths = (22, 9, 9, 8, 8, 8, 8, 6, 8, 22, 22) if len(values) == len(_HEAD) else (40, 12, 12, 4)
     return " ".join(f"{value:<{width}}" for value, width in zip(values, widths, strict=True)).rstrip()
 
 
@@ -37,15 +45,24 @@ def head() -> str:
     return line(_HEAD)
 
 
-def markdown(results: Sequence[Result], about: str) -> str:
-    """The table for a page."""
-    rows = [_HEAD, ("---",) * len(_HEAD), *map(cells, results)]
-    return f"{about}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+def cost_head() -> str:
+    """The first line of the table of costs."""
+    return line(_COST_HEAD)
 
 
-def write_json(results: Sequence[Result], about: str, path: Path) -> None:
+def markdown(results: Sequence[Result], about: str, costs: Sequence[Cost] = ()) -> str:
+    """The tables for a page."""
+    parts = [about]
+    for top, rows in ((_HEAD, [cells(r) for r in results]), (_COST_HEAD, [cost_cells(c) for c in costs])):
+        if rows:
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in (top, ("---",) * len(top), *rows)))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_json(results: Sequence[Result], about: str, path: Path, costs: Sequence[Cost] = ()) -> None:
     """Every figure, and the machine it was taken on."""
     data = {"about": about, "rows": [{**asdict(result), "met": result.met} for result in results]}
+    data["costs"] = [{**asdict(cost), "met": cost.met} for cost in costs]
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from attnopt.bench import rivals
+from attnopt.bench import cases, rivals
+from attnopt.bench import measure as measured
 from attnopt.bench.cases import Case
 from attnopt.bench.measure import Result, clock_of, measure
+from attnopt.expr import k, q
 from tests.specs import case
 
 
@@ -45,6 +49,28 @@ def test_a_rival_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, caplog:
     assert set(result.times) == {"attnopt"}
     assert not result.ratios
     assert "small: sdpa cannot run it (no such kernel) and is left out." in caplog.text
+
+
+def test_the_own_kernel_is_compared_by_kept_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(float(x) for x in range(1000))
+    monkeypatch.setattr(measured, "clock_of", lambda threads: lambda: next(ticks))
+    plain = case("scale").spec
+    targets = {"own": 0.3, "flex": 3.0}
+    monkeypatch.setattr(cases, "TILE", 2)
+    row = Case("small", replace(plain, keep=k <= q), 1, 8, 8, beside=plain, targets=targets)
+    before = torch.get_num_threads()
+    result = measure(row, 1, 1, False)
+    torch.set_num_threads(before)
+    assert set(result.times) == {"attnopt", "sdpa", "own"}
+    assert result.ratios["own"] == 10 / 16  # every run takes one tick
+    assert result.targets == {"own": 0.3}  # FlexAttention was not asked for
+    assert result.met
+    assert targets == {"own": 0.3, "flex": 3.0}
+
+
+def test_the_peak_bounds_the_ratio() -> None:
+    assert Result("x", "cpp", {}, {}, {"flex peak": 0.25}).bound == 4
+    assert Result("x", "cpp", {}, {}, {}).bound == math.inf
 
 
 def test_targets_are_least_values() -> None:

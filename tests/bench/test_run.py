@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnopt.bench import run
+from attnopt.bench.costs import Cost
 from attnopt.bench.measure import Result
 from attnopt.cli import main
 
@@ -25,6 +26,15 @@ def test_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert main(arguments) == 0
     assert "1.25x" in capsys.readouterr().out
     assert all("dense D=64" in path.read_text() for path in paths)
+
+
+def test_costs_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "cost", lambda name, threads, quick: Cost(name, 501.0, 500, "MB"))
+    assert run.bench(["memory"]) == 1
+    out = capsys.readouterr().out
+    assert "memory for 32,768 tokens" in out
+    assert "501 MB" in out
+    assert "vs SDPA" not in out
 
 
 def test_a_missed_target_is_exit_status_one(monkeypatch: pytest.MonkeyPatch) -> None:
