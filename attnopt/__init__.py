@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attnopt.conversion import standalone
     from attnopt.errors import AttnoptError
     from attnopt.healing import heal
+    from attnopt.observed import attention
     from attnopt.options import Options
     from attnopt.pattern import Pattern
     from attnopt.patterns import PATTERNS
@@ -30,6 +31,7 @@ __all__ = [
     "Pattern",
     "Report",
     "__version__",
+    "attention",
     "explain",
     "heal",
     "onnx",
@@ -41,6 +43,7 @@ __all__ = [
 _HOMES = {
     "optimize": "attnopt.api",
     "explain": "attnopt.api",
+    "attention": "attnopt.observed",
     "heal": "attnopt.healing",
     "standalone": "attnopt.conversion",
     "AttentionSpec": "attnopt.spec",

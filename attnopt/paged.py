@@ -74,6 +74,8 @@ def _refuse(spec: AttentionSpec) -> None:
     reason = "it has dropout" if spec.dropout else ""
     if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed):
         reason = "it is more than one softmax or sum over the keys that `keep` allows"
+    if set(spec.returns) - {"lse"}:
+        reason = "of its side outputs only lse has a paged form"
     if reason:
         raise OptionError(f"paged attention was asked for {spec}, but {reason}.")
 

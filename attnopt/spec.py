@@ -16,6 +16,7 @@ from attnopt import expr as ex
 from attnopt.errors import SpecError
 from attnopt.normalizer import Mixed, Normalizer, Pointwise, Softmax, normalizer_from_json, normalizer_to_json
 from attnopt.readable import show
+from attnopt.returns import check
 from attnopt.select import Select, select_from_json, select_to_json
 
 __all__ = [
@@ -88,7 +89,7 @@ class AttentionSpec:
         select: which blocks of keys an approximate site visits; None means all that `keep` allows.
         merge: further attentions whose results are added to this one's.
         dropout: probability of dropping a weight (training only).
-        returns: side outputs, of `lse`.
+        returns: side outputs, of `lse`, `entropy`, `max`, `log_sum`, `column_mass` and `weights` (`returns.py`).
         captures: the tensors that the expressions load.
         scalars: names of integers supplied at run time.
     """
@@ -184,6 +185,8 @@ class AttentionSpec:
             parts.append(f"rows where {show(self.rows)}")
         if self.dropout:
             parts.append(f"dropout {self.dropout:g}")
+        if set(self.returns) - {"lse"}:
+            parts.append(f"returns {', '.join(self.returns)}")
         return " + ".join(["; ".join(parts), *(f"({m})" for m in self.merge)])
 
 
@@ -256,8 +259,7 @@ def _verify(spec: AttentionSpec) -> None:
         )
     if not 0.0 <= spec.dropout < 1.0:
         raise SpecError(f"dropout must be in [0, 1): {spec.dropout}.")
-    if set(spec.returns) - {"lse"}:
-        raise SpecError(f"unknown side outputs: {spec.returns}.")
+    check(spec.returns, isinstance(spec.normalizer, Softmax), bool(spec.merge))
     names = [c.name for c in spec.captures]
     if len(set(names)) != len(names) or not all(n.isidentifier() for n in (*names, *spec.scalars)):
         raise SpecError(f"names of captures and scalars must be distinct identifiers: {names}, {spec.scalars}.")

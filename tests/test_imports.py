@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAZY = ("triton", "onnx", "onnxscript", "onnxruntime", "transformers", "rich", "jinja2")
 NAMES = (
     "optimize", "explain", "heal", "standalone", "AttentionSpec", "Options", "Report", "AttnoptError", "Pattern", "PATTERNS", "rewrites",
-    "onnx", "__version__",
+    "onnx", "__version__", "attention",
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ WRONG = (
     (replace(PLAIN, heads=Heads(2, 2, 2, 8, 8, (0, 2))), "k_map must give"),
     (replace(PLAIN, keep=s), "keep must be a boolean"),
     (replace(PLAIN, dropout=1.0), "dropout must be"),
-    (replace(PLAIN, returns=("weights",)), "unknown side outputs"),
+    (replace(PLAIN, returns=("attentions",)), "unknown side outputs"),
     (replace(PLAIN, captures=(Capture("a b", "float", ()),)), "distinct identifiers"),
     (replace(PLAIN, score=s + ex.load("bias", q)), "not among the captures"),
     (

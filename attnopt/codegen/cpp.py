@@ -66,7 +66,7 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no C++ kernel for this spec and layout; None if there is one."""
     if spec.dropout or layout.page:
         return f"the C++ kernel has no {'dropout' if spec.dropout else 'pages: it reads an entry from one tensor'}"
-    if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed):
+    if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed) or set(spec.returns) - {"lse"}:
         return "the C++ kernel visits all keys that `keep` allows, with one normaliser, and returns one result"
     if isinstance(spec.normalizer, Softmax) and spec.weight != 1 and spec.empty_row is EmptyRow.UNIFORM:
         return "the C++ kernel has no uniform empty rows whose weights are multiplied"

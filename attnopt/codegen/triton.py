@@ -60,7 +60,7 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no Triton kernel for this spec and layout; None if there is one."""
     if spec.dropout:
         return "the Triton kernel has no dropout"
-    if spec.select is not None or spec.merge:
+    if spec.select is not None or spec.merge or set(spec.returns) - {"lse"}:
         return "the Triton kernel visits all keys that `keep` allows and returns one result"
     if isinstance(spec.normalizer, Mixed):
         return "no Triton kernel has a mixed normaliser; its two parts have one each"

@@ -22,7 +22,8 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.linearize.features import FeatureMap, eager
 from attnopt.passes.stage import Seen, Stage
-from attnopt.runtime.reference import Sample, weights
+from attnopt.runtime.reference import Sample
+from attnopt.runtime.weights import weights
 from attnopt.spec import AttentionSpec
 
 # Entries of the calibration inputs that are kept of a site, and query rows of one step.

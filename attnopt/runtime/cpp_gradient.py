@@ -46,7 +46,7 @@ def _with_lse(text: str) -> str:
     heads = spec.heads
     shared = heads.k == heads.v and heads.k_map == heads.v_map
     plain = not spec.dropout and not spec.merge and spec.select is None and spec.rows == sp.true
-    if not isinstance(spec.normalizer, Softmax) or not plain or not shared:
+    if not isinstance(spec.normalizer, Softmax) or not plain or not shared or set(spec.returns) - {"lse"}:
         return text
     return replace(spec, returns=("lse",)).text
 

@@ -7,15 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnopt.errors import ShapeError
+from attnopt.errors import ShapeError, SpecError
+from attnopt.returns import PAIRS
 from attnopt.spec import AttentionSpec
 
 
 def check_inputs(
     spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
 ) -> None:
-    """Raise `ShapeError`, saying what was asked, what was seen and what to do, unless the inputs fit the spec."""
+    """Raise `ShapeError`, saying what was asked, what was seen and what to do, unless the inputs fit the spec.
+
+    `SpecError` for a spec that returns what takes another visit of the keys.
+    """
     heads = spec.heads
+    if set(spec.returns) & set(PAIRS):
+        raise SpecError(f"the operator returns what a row has, not {', '.join(spec.returns)}: call attnopt.attention.")
     _expect("q", q, (None, heads.q, None, heads.d_qk))
     _expect("k", k, (q.shape[0], heads.k, None, heads.d_qk))
     _expect("v", v, (q.shape[0], heads.v, k.shape[2], heads.d_v))

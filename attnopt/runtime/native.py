@@ -153,8 +153,9 @@ def check_entries(
     # Eager PyTorch would round scores and weights to the run's dtype: that is the error it is allowed.
     eager, eager_lse = reference(spec, q, k, v, captures, scalars, sample=taken, compute=q.dtype)
     parts = [(golden, eager, _pick(out, batch, heads, places))]
-    if lse is not None:
-        parts.append((golden_lse, eager_lse, _pick(lse, batch, heads, places)))
+    if lse is not None:  # or the side outputs in its place, each by itself
+        found = (golden_lse, eager_lse, _pick(lse, batch, heads, places))
+        parts += [found] if lse.dim() == 3 else zip(*(t.unbind(-1) for t in found), strict=True)
     verdict = _first_wrong(parts)
     if verdict.ok:
         return verdict
@@ -165,13 +166,15 @@ def check_entries(
     for seed in range(3):
         moved = nudge(q, size, 2 * seed), nudge(k, size, 2 * seed + 1), v.double()
         runs.append(reference(spec, *moved, captures, scalars, sample=taken))
-    return _first_wrong(parts, tuple(zip(*runs, strict=True)))
+    flat = [(moved, *(rows.unbind(-1) if rows.dim() > 3 else (rows,))) for moved, rows in runs]
+    return _first_wrong(parts, tuple(zip(*flat, strict=True)))
 
 
 def _first_wrong(
-    parts: Sequence[tuple[Tensor, Tensor, Tensor]], nudged: Sequence[Sequence[Tensor]] = ((), ())
+    parts: Sequence[tuple[Tensor, Tensor, Tensor]], nudged: Sequence[Sequence[Tensor]] | None = None
 ) -> Verdict:
     """The verdict on the first of golden, eager and result, in this order, that is wrong; else on the first."""
+    nudged = nudged or [()] * len(parts)
     verdicts = [compare(*part, nudged=runs) for part, runs in zip(parts, nudged, strict=False)]
     return next((v for v in verdicts if not v.ok), verdicts[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
+from attnopt.returns import of_rows
 from attnopt.runtime import cpp_gradient, dispatch, linear_gradient, triton_gradient, triton_launch
 from attnopt.runtime.direct import direct
 from attnopt.runtime.gradient import gradients
@@ -19,6 +21,7 @@ from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.reference import reference
 from attnopt.runtime.seed import seeded
 from attnopt.runtime.shortcut import register_shortcut
+from attnopt.runtime.statistics import folded
 from attnopt.runtime.triton_select import choice
 from attnopt.spec import AttentionSpec
 
@@ -56,7 +59,8 @@ def attention(
 
     Returns:
         `out [B, Hq, n_q, d_v]`, a transposed view of a contiguous `[B, n_q, Hq, d_v]`; `lse [B, Hq, n_q]` in fp32
-        if the spec returns it, else an empty tensor.
+        if the spec returns it, else an empty tensor. Where it returns other side outputs of rows (`returns.py`), they
+        stand in its place, several as `[B, Hq, n_q, n]` in the spec's order.
     """
     return called(q, k, v, list(captures), list(scalars), spec if isinstance(spec, str) else spec.text)
 
@@ -95,8 +99,9 @@ def _fake_attention(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, rows, _ = q.shape
     out = q.new_empty((batch, rows, heads, v.shape[3])).transpose(1, 2)
-    lse_shape = (batch, heads, rows) if "lse" in _parsed(spec).returns else (0,)
-    return out, q.new_empty(lse_shape, dtype=torch.float32)
+    count = len(of_rows(_parsed(spec).returns))
+    shape = (0,) if not count else (batch, heads, rows) if count == 1 else (batch, heads, rows, count)
+    return out, q.new_empty(shape, dtype=torch.float32)
 
 
 def _run_backward(
@@ -120,6 +125,10 @@ def _run_backward(
         needs, site = [*needs[: 2 + len(captures)], False], lowered(site)
     # A seed is the last tensor, and needs no gradient.
     needs = needs[: 3 + len(captures)]
+    plain, lse, grad_lse = folded(site.returns, lse, grad_lse)
+    if not plain:
+        return gradients(site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
+    site = replace(site, returns=("lse",)) if of_rows(site.returns) else site
     given = (site, grad_out, grad_lse, (q, k, v, *captures), scalars, needs)
     if grad_lse is None and linear_gradient.enabled(q, active.options) and linear_gradient.applies(site, q, k):
         found = linear_gradient.gradients(given[0], given[1], *given[3:], active.warn, active.options)
@@ -164,7 +173,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, *captures = ctx.saved_tensors
     needs = [*ctx.needs_input_grad[:3], *(ctx.needs_input_grad[3] or [])]
-    lse = grad_lse if grad_lse is not None and grad_lse.dim() == 3 else None
+    lse = grad_lse if grad_lse is not None and grad_lse.dim() >= 3 else None
     found = iter(_BACKWARD(grad_out, lse, q, k, v, captures, ctx.scalars, ctx.spec, needs, *ctx.kept))
     grads = [next(found) if needed else None for needed in needs]
     # The result must have the pytree structure of the inputs: an empty list stays a list.
@@ -200,7 +209,7 @@ def _plain(
         "every score; torch.autograd takes the kernels."
     )
     out, lse = reference(known, q, k, v, captures, scalars)
-    return out, lse.to(torch.float32) if "lse" in known.returns else lse.new_empty(0, dtype=torch.float32)
+    return out, lse.to(torch.float32) if of_rows(known.returns) else lse.new_empty(0, dtype=torch.float32)
 
 
 def _recorded_text(spec: str, dtype: torch.dtype) -> str:
@@ -228,26 +237,29 @@ def _vmap_attention(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[An
     """The mapped dimension joins the batch; a loop where captures are mapped or the batch index matters."""
     q, k, v, captures, scalars, text = args
     if any(d is not None for d in _flat(in_dims[3])) or _mentions_batch(_parsed(text)):
-        return _loop(_FORWARD, info.batch_size, in_dims, args)
+        return loop(_FORWARD, info.batch_size, in_dims, args)
     count = info.batch_size
     moved = [_moved(t, d, count).flatten(0, 1) for t, d in zip((q, k, v), in_dims[:3], strict=True)]  # type: ignore[union-attr]
     out, lse = _FORWARD(*moved, captures, scalars, text)
     out = out.unflatten(0, (count, -1)) if out.shape[0] else out.new_empty((count, 0, *out.shape[1:]))
     if lse.dim() == 1:
         return (out, lse), (0, None)
-    return (out, lse.view(count, -1, *lse.shape[1:]) if lse.shape[0] else lse.new_empty(out.shape[:-1])), (0, 0)
+    empty = lse.new_empty((*out.shape[:-1], *lse.shape[3:]))
+    return (out, lse.view(count, -1, *lse.shape[1:]) if lse.shape[0] else empty), (0, 0)
 
 
 @torch.library.register_vmap("attnopt::attention_backward", lib=_LIBRARY)
 def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    return _loop(_BACKWARD, info.batch_size, in_dims, args)
+    return loop(_BACKWARD, info.batch_size, in_dims, args)
 
 
 def _flat(dims: Any) -> list[int | None]:
     return list(dims) if isinstance(dims, (list, tuple)) else [dims]
 
 
-def _loop(op: Any, count: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+def loop(op: Any, count: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """A mapped call of an operator, one entry after the other."""
+
     def pick(value: Any, dim: Any, i: int) -> Any:
         if isinstance(value, list) and isinstance(dim, (list, tuple)):
             return [pick(x, d, i) for x, d in zip(value, dim, strict=True)]

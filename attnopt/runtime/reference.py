@@ -14,6 +14,7 @@ from attnopt.errors import SpecError
 from attnopt.runtime.chosen import chosen
 from attnopt.runtime.evaluate import Scope, evaluate
 from attnopt.runtime.shortcut import transformed
+from attnopt.runtime.statistics import of_nothing, of_skipped, of_softmax
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Pointwise, Softmax
 
 
@@ -58,7 +59,8 @@ def reference(
 
     Returns:
         `out [B, Hq, n_q, d_v]` in q's dtype and `lse [B, Hq, n_q]` (natural logarithm of the denominator, sink
-        included, -inf for an empty row) in fp32, or fp64 when computed so.
+        included, -inf for an empty row) in fp32, or fp64 when computed so. Where the spec returns other side outputs
+        of rows (`returns.py`), they stand in its place, several as `[B, Hq, n_q, n]`.
     """
     sample = sample or Sample(rows=rows)
     if spec.select is not None:
@@ -85,29 +87,8 @@ def _rows(spec: AttentionSpec, scope: Scope, out: torch.Tensor, lse: torch.Tenso
     """The result without the rows that are not computed."""
     if spec.rows != sp.true:
         left = ~evaluate(spec.rows, _without_scores(scope))
-        out, lse = out.masked_fill(left, 0.0), lse.masked_fill(left, -torch.inf)
+        out, lse = out.masked_fill(left, 0.0), torch.where(left, of_skipped(spec, lse), lse)
     return out, lse.squeeze(-1)
-
-
-def weights(
-    spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, captures: Sequence[torch.Tensor] = (),
-    scalars: Sequence[int] = (), sample: Sample | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The normalised weights of a spec with one term, which of them `keep` allows, and the scores `q . k`.
-
-    Each `[B, Hq, rows, n_k]`; weights of an empty row are zero. Inputs as for `reference`, where q and k of a
-    `sample` with `whole_batch` hold only its batch entries.
-    """
-    sample = sample or Sample()
-    work = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scope = _scope(spec, q, k, captures, scalars, sample, work)
-    heads = scope.axes[ex.h]
-    rows = _take(_take(q, 1, sample.heads), 2, sample.rows).to(work)
-    k_heads = _heads(k, spec.heads.k_map, heads, sample.heads is None).to(work)
-    products = _products(spec, scope, rows, k_heads)
-    found, _, _ = _NORMALISE[type(spec.normalizer)](spec, scope, products, tuple(products.shape))
-    kept = evaluate(spec.keep, _without_scores(scope)).expand(products.shape)
-    return found, kept, products
 
 
 def _products(spec: AttentionSpec, scope: Scope, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -141,7 +122,7 @@ def _apply(
 def _softmax(
     spec: AttentionSpec, scope: Scope, s: torch.Tensor, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights `[B, H, Q, K]`, lse and the mask of empty rows `[B, H, Q, 1]`."""
+    """Weights `[B, H, Q, K]`, side outputs `[B, H, Q, n]` and the mask of empty rows `[B, H, Q, 1]`."""
     accumulate = torch.float64 if s.dtype == torch.float64 else torch.float32
     scope.s = s
     logits = evaluate(spec.score, scope).to(s.dtype).to(accumulate).expand(shape)
@@ -160,8 +141,7 @@ def _softmax(
     if sink is not None:
         total = total + torch.exp(sink - shift)
     safe = torch.where(empty, torch.ones_like(total), total)
-    lse = torch.where(empty, torch.full_like(total, -torch.inf), torch.log(safe) + shift)
-    return (exps / safe).to(s.dtype), lse, empty
+    return (exps / safe).to(s.dtype), of_softmax(spec, logits, shift, exps, safe, sink, empty), empty
 
 
 def _pointwise(
@@ -225,10 +205,10 @@ def _no_keys(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     accumulate = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = q @ q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
-    lse = torch.full((*q.shape[:3], 1), -torch.inf, dtype=accumulate, device=q.device)
+    like, sink = q.new_empty((*q.shape[:3], 1), dtype=accumulate), None
     if isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is not None:
-        lse = evaluate(spec.normalizer.sink, scope).to(accumulate).expand(lse.shape)
-    return out.to(dtype), lse.squeeze(-1)
+        sink = evaluate(spec.normalizer.sink, scope).to(accumulate)
+    return out.to(dtype), of_nothing(spec, sink, like).squeeze(-1)
 
 
 def _scope(

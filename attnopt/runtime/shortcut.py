@@ -77,7 +77,7 @@ def _recorded(forward: Any, backward: Backward, recorded_text: Text) -> Any:
             text = recorded_text(spec, q.dtype)
             with torch._C._AutoDispatchBelowAutograd():
                 out, lse = forward(q, k, v, list(captures), list(scalars), text)
-            kept = (out, lse) if lse.dim() == 3 else ()
+            kept = (out, lse) if lse.dim() >= 3 else ()
             ctx.save_for_backward(q, k, v, *captures, *kept)
             ctx.scalars, ctx.spec, ctx.needs, ctx.captures = scalars, spec, ctx.needs_input_grad, len(captures)
             return out, lse if text == spec else lse.new_empty(0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnopt.analysis.chosen import lowered
 from attnopt.codegen.cpp_loads import k_axes
+from attnopt.returns import of_rows
 from attnopt.runtime.reference import reference
 from attnopt.runtime.sdpa import Sdpa, sdpa_scale
 from attnopt.spec import AttentionSpec
@@ -36,7 +37,7 @@ class Site:
 
     def __init__(self, text: str) -> None:
         self.spec = AttentionSpec.parse(text)
-        self.wants_lse = "lse" in self.spec.returns
+        self.wants_lse = bool(of_rows(self.spec.returns))
         self.lowered = None if self.spec.select is None else lowered(self.spec)
         self.axes = k_axes(self.spec)
         self.backends: dict[Any, Any] = {}

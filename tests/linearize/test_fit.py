@@ -11,7 +11,8 @@ from attnopt import expr as ex
 from attnopt.linearize.features import MAPS
 from attnopt.linearize.fit import Example, Recipe, cross_entropy, fit, fit_all, near_keys, start
 from attnopt.passes.stage import Seen
-from attnopt.runtime.reference import Sample, weights
+from attnopt.runtime.reference import Sample
+from attnopt.runtime.weights import weights
 from attnopt.spec import AttentionSpec, Capture, Heads
 
 PAD = (Capture("pad", "bool", (None, None)),)
