@@ -203,15 +203,15 @@ INLINE float cos_(float x) { return cosf(x); }
 INLINE float erf_(float x) { return erff(x); }
 INLINE float pow_(float x, float y) { return powf(x, y); }
 
-// 2^f for |f| <= 1/2, relative error 2e-9 before rounding.
-INLINE VF exp2_fraction(VF f) {
+// (2^f - 1) / f for |f| <= 1/2, relative error 5e-9 before rounding.
+INLINE VF exp2_slope(VF f) {
   VF p = f * 0.00015353362f + 0.0013398875f;
   p = p * f + 0.00961843692f;
   p = p * f + 0.0555033237f;
   p = p * f + 0.240226477f;
-  p = p * f + 0.693147182f;
-  return p * f + 1.0f;
+  return p * f + 0.693147182f;
 }
+INLINE VF exp2_fraction(VF f) { return exp2_slope(f) * f + 1.0f; }
 constexpr float kLog2e = 1.44269502f, kLog2eLow = 1.92596303e-8f;
 constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves the nearest integer in the low bits
 
@@ -239,16 +239,15 @@ INLINE VF exp_(VF x) {
   return exp2_fraction(f) * (VF)((VU)(half + 127) << 23) * (VF)((VU)(n - half + 127) << 23);
 }
 
+// From e^2x - 1, which keeps its digits near zero: relative error below 2.8e-7 for any x, and never above one.
 INLINE VF tanh_(VF x) {
-  const VF size = abs_(x), square = x * x;
-  const VF large = 1.0f - 2.0f / (exp_(2.0f * size) + 1.0f);
-  VF p = square * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  const VF small = p * square * x + x;
-  const VF signed_large = x < 0.0f ? -large : large;
-  return size < 0.625f ? small : signed_large;
+  x = x > 10.0f ? splat_f(10.0f) : x;
+  x = x < -10.0f ? splat_f(-10.0f) : x;
+  const VF shifted = x * (2 * kLog2e) + kRound;
+  const VF scale = (VF)(((VU)shifted << 23) + 0x3f800000);
+  const VF f = x * (2 * kLog2e) - (shifted - kRound);
+  const VF growth = exp2_slope(f) * f * scale + (scale - 1.0f);
+  return growth / (growth + 2.0f);
 }
 
 #if defined(__clang__) || __GNUC__ >= 12
