@@ -1,16 +1,12 @@
 """Is every kernel right on the chip: every kind of every usual spec in every dtype, against fp64.
 
-Each call is compiled anew, which takes longer than it runs, so that calls are shared among processes.
+Each call is compiled anew, which takes longer than it runs, so that calls are shared among processes (`workers`).
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -154,38 +150,13 @@ def poison(device: Any) -> None:
     del blocks
 
 
-def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the work returns, or why it failed."""
-    try:
-        return work()
-    except Exception as error:
-        text = str(error).splitlines()[0][:200] if str(error) else ""
-        return {"ok": False, "note": f"{type(error).__name__}: {text}"}
-
-
-def _work(check: Check, chip: str) -> dict[str, Any]:
-    return attempt(lambda: judged(check, CHIPS[chip], True))
+def work(check: Check, chip: str) -> dict[str, Any]:
+    """The verdict of one call on the chip of this name, here."""
+    return judged(check, CHIPS[chip], True)
 
 
 def warm(row: Any, plan: TritonPlan, chip: str) -> dict[str, Any]:
     """Compile a plan of a row of the table, so that Triton's cache on disk has it, by running it once."""
     from gpu_parts.table import run_plan
 
-    return attempt(lambda: run_plan(row, plan, CHIPS[chip]))
-
-
-def share(
-    work: Callable[..., dict[str, Any]], jobs: Sequence[tuple[Any, ...]], deadline: float
-) -> Iterator[dict[str, Any]]:
-    """The results of `work(*job)` in order, from as many processes as there are cores to spare, up to a deadline."""
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 2), mp_context=get_context("spawn"))
-    try:
-        futures = [pool.submit(work, *job) for job in jobs]
-        wait(futures, timeout=max(0.0, deadline - time.monotonic()))
-        for future in futures:
-            late = {"ok": None, "note": "left out: no time was left"}
-            yield attempt(future.result) if future.done() else late
-    finally:
-        for process in getattr(pool, "_processes", {}).values() if not all(f.done() for f in futures) else ():
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
+    return run_plan(row, plan, CHIPS[chip])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from attnopt.aot.inputs import usual_inputs
 from attnopt.aot.standard import layout_for, standard
 from attnopt.codegen.triton_cost import Problem, proposals
-from attnopt.codegen.triton_plans import Chip, TritonPlan
+from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
 from attnopt.options import Options
 from attnopt.runtime.triton_call import launch
 from attnopt.runtime.triton_gradient import Kernels
@@ -22,14 +22,13 @@ from attnopt.runtime.triton_launch import build
 from attnopt.runtime.triton_tune import Clock, Tuner, device_clock
 from attnopt.spec import AttentionSpec
 from gpu_parts import special
-from gpu_parts.check import attempt
 from gpu_parts.rivals import SDPA, flex, gradient_of, operators, sdpa
 from gpu_parts.rows import Row
+from gpu_parts.workers import attempt
 
 DTYPE = "bfloat16"
 # Kinds of rows without plans of their own.
 SPECIAL = ("linear", "sparse")
-LATE = "left out: no time was left"
 
 
 def spec_of(row: Row) -> AttentionSpec:
@@ -86,29 +85,44 @@ def prepared(
     return lambda: backend(q, k, v, captures, ()), tensors
 
 
-def measured(row: Row, chip: Chip, device: str, roof: dict[str, float] | None, options: Options) -> dict[str, Any]:
-    """Times of one row; without `roof`, everything up to them."""
+def call_of(row: Row, chip: Chip, device: str, options: Options) -> tuple[Callable[[], Any], list[Tensor]]:
+    """What computes the row, and its tensors."""
     if row.kind in SPECIAL:
-        call, tensors = special.call(row, getattr(torch, DTYPE), device, options)
-    else:
-        call, tensors = prepared(row, chip, device, options)
-    if roof is None:
-        rivals(row, tensors, None)
-        if row.kind in SPECIAL:
-            assert call().shape == (row.batch, row.heads.q, row.n_q, row.heads.d_v)
-            return {"ok": True, "note": f"dry: {special.proven(row, chip, tensors, DTYPE)}"}
-        return {"ok": True, "note": f"dry: {len(plans(row, chip))} plans"}
+        return special.call(row, getattr(torch, DTYPE), device, options)
+    return prepared(row, chip, device, options)
+
+
+def prepare(row: Row, chip: Chip, device: str, options: Options) -> dict[str, Any]:
+    """Everything of a row up to its times."""
+    call, tensors = call_of(row, chip, device, options)
+    rivals(row, tensors, None)
+    if row.kind in SPECIAL:
+        assert call().shape == (row.batch, row.heads.q, row.n_q, row.heads.d_v)
+        return {"ok": True, "note": f"dry: {special.proven(row, chip, tensors, DTYPE)}"}
+    return {"ok": True, "note": f"dry: {len(plans(row, chip))} plans"}
+
+
+def measured(row: Row, chip: Chip, device: str, roof: dict[str, float] | None, options: Options) -> dict[str, Any]:
+    """Times of one row, and their shares of the chip's rates where those are known."""
+    call, tensors = call_of(row, chip, device, options)
     seconds = device_clock(call, 15)
-    found = {
-        "ok": True,
-        "ms": seconds * 1e3,
-        "tflops": row.flops / seconds / 1e12,
-        "bandwidth": row.bytes / seconds / roof["bytes"],
-        "floor": row.floor(roof) / seconds,
-        "plan": chosen(row, chip, options),
-    }
+    found = {"ok": True, "ms": seconds * 1e3, "host_us": host(call) * 1e6, "tflops": row.flops / seconds / 1e12}
+    if roof:
+        found |= {"bandwidth": row.bytes / seconds / roof["bytes"], "floor": row.floor(roof) / seconds}
+    found["plan"] = chosen(row, chip, options)
     others = rivals(row, tensors, device_clock)
     return found | {"rivals": others} | speedups(seconds, others)
+
+
+def host(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Seconds of the host for one call, when the device is not waited for."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    taken = (time.perf_counter() - begun) / repeats
+    torch.cuda.synchronize()
+    return taken
 
 
 def chosen(row: Row, chip: Chip, options: Options) -> str:
@@ -163,15 +177,14 @@ def speedups(seconds: float, others: dict[str, Any]) -> dict[str, float]:
     return found | ({} if own is None else {"times_flex": own / seconds})
 
 
-def ceilings() -> dict[str, float]:
-    """The chip's rate of bf16 products in FLOP/s, and its copy bandwidth in bytes/s."""
+def ceilings() -> dict[str, Any]:
+    """`roof`: the chip's rate of bf16 products in FLOP/s, and its copy bandwidth in bytes/s."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
-    return {
-        "flops": 2.0 * 8192**3 / device_clock(lambda: a @ b, 15),
-        "bytes": 2.0 * source.nbytes / device_clock(lambda: target.copy_(source), 15),
-    }
+    flops = 2.0 * 8192**3 / device_clock(lambda: a @ b, 15)
+    copied = 2.0 * source.nbytes / device_clock(lambda: target.copy_(source), 15)
+    return {"ok": True, "note": "", "roof": {"flops": flops, "bytes": copied}}
 
 
 def about(row: Row) -> dict[str, Any]:
@@ -179,27 +192,25 @@ def about(row: Row) -> dict[str, Any]:
     return {"name": row.name, "kind": row.kind, "sizes": (row.batch, row.n_q, row.n_k), "heads": str(row.heads)}
 
 
-def table(
-    rows: Sequence[Row], chip: Chip, device: str, roof: dict[str, float] | None, options: Options, deadline: float
-) -> Iterator[dict[str, Any]]:
-    """Every row, as far as the time allows."""
-    for row in rows:
-        if time.monotonic() > deadline:
-            yield about(row) | {"ok": None, "note": LATE}
-            continue
-        yield about(row) | attempt(lambda r=row: measured(r, chip, device, roof, options))  # type: ignore[misc]
+def whole(row: Row, chip: str, roof: dict[str, float] | None, options: Options) -> dict[str, Any]:
+    """A row measured on the chip of this name, here."""
+    return measured(row, CHIPS[chip], "cuda", roof, options)
 
 
-def thorough(rows: Sequence[Row], found: Sequence[dict[str, Any]], device: str, deadline: float) -> None:
-    """Add FlexAttention with its own tuning, which takes long, to the rows that ask for it."""
-    for row, result in zip(rows, found, strict=True):
-        if not row.thorough or "ms" not in result:
-            continue
-        if time.monotonic() > deadline:
-            result["rivals"]["flex tuned"] = LATE
-            continue
-        spec = spec_of(row)
-        tensors = usual_inputs(spec, row.batch, row.n_q, row.n_k, getattr(torch, DTYPE), device)
-        make = partial(flex, row, tensors, "max-autotune-no-cudagraphs")
-        result["rivals"]["flex tuned"] = timed(make, tensors, False, device_clock)
-        result |= speedups(result["ms"] / 1e3, result["rivals"])
+def dry(row: Row, chip: str, roof: None, options: Options) -> dict[str, Any]:
+    """Everything of a row up to its times."""
+    return prepare(row, CHIPS[chip], "cuda", options)
+
+
+def thorough(row: Row) -> dict[str, Any]:
+    """What FlexAttention takes for a row with its own tuning, which takes long."""
+    spec = spec_of(row)
+    tensors = usual_inputs(spec, row.batch, row.n_q, row.n_k, getattr(torch, DTYPE), "cuda")
+    make = partial(flex, row, tensors, "max-autotune-no-cudagraphs")
+    return {"ok": True, "flex tuned": timed(make, tensors, False, device_clock)}
+
+
+def add_thorough(row: dict[str, Any], result: dict[str, Any]) -> None:
+    """Put what `thorough` found into a measured row."""
+    row["rivals"]["flex tuned"] = result.get("flex tuned", result.get("note"))
+    row |= speedups(row["ms"] / 1e3, row["rivals"])
