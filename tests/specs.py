@@ -307,9 +307,44 @@ SELECTED: tuple[Case, ...] = (
 )
 
 
+_BOTH = ("lse", "entropy")
+_AGAIN = ("max", "log_sum")
+
+
+def _observed(name: str, policy: EmptyRow, *returns: str, heads: Heads | None = None, **parts: object) -> Case:
+    """Rows of the first entry of the batch have no key; a window, bottom right."""
+    keep = sp.And(_PAD, k > q + n_k - n_q - 30, k <= q + n_k - n_q)
+    own = {"keep": keep, "empty_row": policy, "captures": (_int("pad", 2),), "returns": returns}
+    return Case(name, _spec(heads, **{**own, **parts}), (_hard_padding,))
+
+
+# Side outputs of rows; those of pairs are made of the same cases (`conformance/test_side.py`).
+OBSERVED: tuple[Case, ...] = (
+    Case("entropy", _spec(keep=_CAUSAL, returns=_BOTH)),
+    Case("entropy_alone", _spec(score=20 * sp.tanh(s / 40), returns=("entropy",))),
+    Case(
+        "entropy_sink",
+        _spec(normalizer=Softmax(ex.load("sink", h)), keep=sp.And(_CAUSAL, k > q - 20), captures=(_float("sink", 1),),
+              returns=(*_BOTH, *_AGAIN)),
+        (_randn(_heads),),
+    ),
+    _observed("entropy_zero", EmptyRow.ZERO, *_BOTH, *_AGAIN, heads=Heads(6, 2, 2, 16, 24)),
+    _observed("entropy_nan", EmptyRow.NAN, "entropy", heads=_TABLE),
+    _observed("entropy_uniform", EmptyRow.UNIFORM, *_AGAIN, "entropy"),
+    Case("entropy_absorbed", _spec(score=ex.Where(k < 9, ex.number(-3.4028234663852886e38), _S), returns=(*_AGAIN, "entropy"))),
+    Case(
+        "entropy_routed",
+        _spec(gate=_ROUTE, rows=_CHOSEN, keep=_CAUSAL, captures=(_float("gain", 3),), returns=(*_BOTH, *_AGAIN)),
+        (_routes,),
+    ),
+    Case("entropy_bias", _spec(score=_S + ex.load("bias", h, q, k), captures=(_float("bias", 3),), returns=_BOTH, weight=k + 1),
+         (_randn(_heads, _queries, _keys),)),
+)  # fmt: skip
+
+
 def case(name: str) -> Case:
     """The case of this name."""
-    return next(c for c in (*CASES, *SELECTED) if c.name == name)
+    return next(c for c in (*CASES, *SELECTED, *OBSERVED) if c.name == name)
 
 
 def with_heads(item: Case, heads: Heads) -> Case:

@@ -19,7 +19,7 @@ PACKAGE_LINES = 40_000
 # Files that may be longer, with the reason.
 LONG_FILES: dict[str, tuple[int, str]] = {
     "attnopt/spec.py": (310, "one value, its text form and its checks"),
-    "tests/specs.py": (330, "one list of rows that every backend runs"),
+    "tests/specs.py": (360, "one list of rows that every backend runs"),
 }
 # Modules without a test file of their own, with the reason.
 UNMIRRORED = {

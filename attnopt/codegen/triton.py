@@ -25,6 +25,7 @@ from attnopt.codegen.triton_pages import unsupported
 from attnopt.codegen.triton_parts import ELEMENTS, folded_scale, parts
 from attnopt.codegen.triton_plans import TritonPlan
 from attnopt.errors import SpecError
+from attnopt.returns import PAIRS
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Softmax
 
 # The widest head that a tile holds.
@@ -60,7 +61,7 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no Triton kernel for this spec and layout; None if there is one."""
     if spec.dropout:
         return "the Triton kernel has no dropout"
-    if spec.select is not None or spec.merge or set(spec.returns) - {"lse"}:
+    if spec.select is not None or spec.merge or set(spec.returns) & set(PAIRS):
         return "the Triton kernel visits all keys that `keep` allows and returns one result"
     if isinstance(spec.normalizer, Mixed):
         return "no Triton kernel has a mixed normaliser; its two parts have one each"

@@ -23,19 +23,10 @@ from attnopt.codegen.triton_forward import (
     tile_loads,
 )
 from attnopt.codegen.triton_gather import gathers, wanted_rows
-from attnopt.codegen.triton_parts import (
-    ELEMENTS,
-    Parts,
-    arguments,
-    assigned,
-    indent,
-    kept_lines,
-    precision,
-    printer_of,
-    score_parts,
-)
+from attnopt.codegen.triton_parts import ELEMENTS, Parts, kept_lines, precision, printer_of, score_parts
 from attnopt.codegen.triton_readers import by_runs
 from attnopt.codegen.triton_tables import SOME_KEY, sink_gradient, table_gradients
+from attnopt.codegen.triton_text import arguments, assigned, indent
 from attnopt.codegen.triton_visits import loops, split_ranges, visit_calls, wrapped
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 

@@ -22,7 +22,9 @@ from attnopt.codegen.triton_forward import (
     visits,
 )
 from attnopt.codegen.triton_gather import wanted_rows
-from attnopt.codegen.triton_parts import Parts, empty_state, folded_scale, parts, row_ends, words
+from attnopt.codegen.triton_parts import Parts, empty_state, folded_scale, parts, row_ends
+from attnopt.codegen.triton_rows import replaced, spent_apart
+from attnopt.codegen.triton_text import words
 from attnopt.codegen.triton_visits import loops, split_ranges
 from attnopt.spec import AttentionSpec, Pointwise
 
@@ -45,7 +47,7 @@ def decode(spec: AttentionSpec, layout: Layout, block_n: int = 16) -> tuple[str,
     given = [*given[: _pointers(given)], *_PARTIAL, *given[_pointers(given) :], _SPLITS]
     setup = [*_program(spec), *pages.entry(layout), *load_queries(spec), *_bases(spec, layout)]
     setup += [*made.ranges, *split_ranges(made), *_share(made)]
-    setup += [*made.rows, *(made.start if isinstance(spec.normalizer, Pointwise) else empty_state())]
+    setup += [*made.rows, *(made.start if isinstance(spec.normalizer, Pointwise) else empty_state(spec))]
     setup.append("acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)")
     functions, calls = visits(made, given, setup, loops(made, "begin", "end"), block_n)
     split = kernel_text("attention_split", _SPLIT, given, [*setup, *calls, *_keep(made)])
@@ -153,7 +155,7 @@ def _combine(spec: AttentionSpec, layout: Layout) -> list[str]:
     skipped = wanted_rows(spec, layout, "wanted")
     if skipped:
         skipped.append("result = tl.where(wanted, result, 0.0)")
-        skipped += ['lse = tl.where(wanted, lse, float("-inf"))'] if "lse" in spec.returns else []
+        skipped += replaced(spec)
     return [*lines, *ends.finish, *pages.nothing(spec, layout), *skipped, *store(spec)]
 
 
@@ -167,6 +169,7 @@ def _join(spec: AttentionSpec, ends: Parts) -> list[str]:
         'shift = tl.where(m_next == float("-inf"), 0.0, m_next)',
         f"decay = tl.exp2({difference.format('m')}{factor})",
         f"weight = tl.exp2({difference.format('m_part')}{factor})",
+        *spent_apart(spec),
         "l = l * decay + l_part * weight",
         "acc = acc * decay + part * weight",
         "m = m_next",

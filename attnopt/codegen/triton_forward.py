@@ -10,9 +10,12 @@ import sympy as sp
 from attnopt.codegen import triton_pages as pages
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_gather import gathers, list_body, tile_of_list
-from attnopt.codegen.triton_parts import Parts, arguments, assigned, head_map, indent, parts, precision
+from attnopt.codegen.triton_parts import Parts, parts, precision
+from attnopt.codegen.triton_rows import stored
+from attnopt.codegen.triton_text import arguments, assigned, head_map, indent
 from attnopt.codegen.triton_visits import Loop, loops, split_ranges, visit_calls, visit_function
 from attnopt.errors import SpecError
+from attnopt.returns import of_rows
 from attnopt.spec import AttentionSpec
 
 _ROWS = ("q", "k", "v", "out", "grad", "dq", "dk", "dv", *pages.NEW)
@@ -50,7 +53,7 @@ def forward_arguments(spec: AttentionSpec, layout: Layout, listed: bool = False,
     captures += pages.tensors(layout)
     tensors = [*((name, layout.dtype, 4) for name in ("q", "k", "v", "out")), *captures]
     pointers, strides = tensor_arguments([*tensors, (VISITED, "int32", 4)] if listed else tensors)
-    lse = [Argument("lse_ptr", "float32", "lse")] if "lse" in spec.returns else []
+    lse = [Argument("lse_ptr", "float32", "lse")] if of_rows(spec.returns) else []
     sizes = [Argument(name, "size") for name in ("n_b", "n_q", *pages.sizes(layout))]
     scalars = [Argument(f"{name}_value", "scalar", name) for name in spec.scalars]
     return [*pointers, *lse, *(ROWS if rows else ()), *sizes, *strides, *scalars]
@@ -232,7 +235,7 @@ def key_bases(spec: AttentionSpec, head: str = "h", layout: Layout | None = None
 
 
 def store(spec: AttentionSpec, listed: bool = False) -> list[str]:
-    """Statements that write a tile's `result`, and `lse`; `listed`: its rows stand in a list."""
+    """Statements that write a tile's `result` and side outputs; `listed`: its rows stand in a list."""
     inside = "inside & (dv[None, :] < D_V)" if padded(spec.heads.d_v) else "inside"
     lines = [
         f"inside = {'place' if listed else 'q0'} + tl.arange(0, BLOCK_M)[:, None] < {'listed' if listed else 'n_q'}",
@@ -240,6 +243,4 @@ def store(spec: AttentionSpec, listed: bool = False) -> list[str]:
         "out_at = out_base + tl.cast(q, tl.int64) * out_stride2 + dv[None, :] * out_stride3",
         f"tl.store(out_at, result, mask={inside})",
     ]
-    if "lse" in spec.returns:
-        lines.append("tl.store(lse_ptr + (tl.cast(b, tl.int64) * HEADS + h) * n_q + q, lse, mask=inside)")
-    return lines
+    return [*lines, *stored(spec, "(tl.cast(b, tl.int64) * HEADS + h) * n_q + q", "inside")]

@@ -10,6 +10,7 @@ import sympy as sp
 
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton_parts import printer_of
+from attnopt.codegen.triton_rows import left_out
 from attnopt.spec import AttentionSpec
 
 
@@ -29,7 +30,6 @@ def wanted_rows(spec: AttentionSpec, layout: Layout, name: str) -> list[str]:
 
 def list_body(spec: AttentionSpec, layout: Layout, inside_width: str) -> list[str]:
     """The kernel that lists the rows of one head and writes zeros for the others."""
-    lse = ['tl.store(lse_ptr + head * n_q + q, tl.full([BLOCK_M, 1], float("-inf"), tl.float32), mask=skipped)']
     loop = [
         "q = start + tl.arange(0, BLOCK_M)[:, None]",
         "inside = q < n_q",
@@ -43,7 +43,7 @@ def list_body(spec: AttentionSpec, layout: Layout, inside_width: str) -> list[st
         "count += tl.sum(ones)",
         "out_at = out_base + tl.cast(q, tl.int64) * out_stride2 + dv[None, :] * out_stride3",
         f"tl.store(out_at, zeros, mask=skipped{inside_width})",
-        *(lse if "lse" in spec.returns else []),
+        *left_out(spec, "head * n_q + q", "skipped"),
     ]
     return [
         "h = tl.program_id(0) % HEADS",

@@ -11,6 +11,7 @@ from attnopt.codegen.triton_gather import launch_list
 from attnopt.codegen.triton_pages import tensors
 from attnopt.codegen.triton_parts import row_ends
 from attnopt.codegen.triton_readers import ADDED, BY_HEAD, by_runs, readers
+from attnopt.codegen.triton_rows import described, launched
 from attnopt.spec import AttentionSpec
 
 
@@ -29,14 +30,13 @@ def forward_launcher(
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
     more = [] if layout is None else [name for name, _, _ in tensors(layout)]
     names += [*more, *["visited"] * listed]
-    lse = "lse" in spec.returns
+    room, rows_made = launched(spec)
     made = [
         "batch, heads, n_q, _ = q.shape",
         "if out is None:",
         "    out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)",
     ]
-    if lse:
-        made.append("lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)")
+    made += room
     if rows:
         made += [*launch_list(), f"attention_rows[(batch * {spec.heads.q}, 1, 1)]("]
         made += [*(f"    {line}" for line in launch_arguments(rows, captures)), "    **OPTIONS,", ")"]
@@ -46,13 +46,13 @@ def forward_launcher(
         *(f"    {line}" for line in launch_arguments(given, captures)),
         "    **(OPTIONS if launch is attention_forward else {}),",
         ")",
-        f"return out, {'lse' if lse else 'None'}",
+        f"return out, {rows_made}",
     ]
     return "\n".join(
         [
             f"def attention({', '.join(['q', 'k', 'v', *names])}, launch=attention_forward, out=None):",
             f'    """out [B, {spec.heads.q}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {spec.heads.q}, '
-            f"{spec.heads.d_v}], and lse [B, {spec.heads.q}, n_q] or None.",
+            f"{spec.heads.d_v}], and {described(spec)}",
             "",
             *(_pool(spec) if more else []),
             *(_visited(spec) if listed else []),
@@ -87,7 +87,8 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
     names = [*(f"{name}_tensor" for name in captures), *(f"{name}_value" for name in spec.scalars)]
     more = [name for name, _, _ in tensors(layout)]
     names += more
-    keys, lse = "page_table.shape[1] * PAGE.value" if layout.page else "k.shape[2]", "lse" in spec.returns
+    room, rows_made = launched(spec)
+    keys = "page_table.shape[1] * PAGE.value" if layout.page else "k.shape[2]"
     keys += " + new_k.shape[2]" * layout.new
     count = len(row_ends(spec, Layout("float32", tuple(CaptureLayout("float32", None) for _ in captures))).state)
     lines = [
@@ -96,7 +97,7 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
         "if splits is None:  # enough programs for every processor, and some keys for each",
         f"    splits = max(1, min(2 * processors // parts, triton.cdiv({keys}, BLOCK_N.value), 128))",
         "out = q.new_empty((batch, n_q, heads, v.shape[3])).transpose(1, 2)",
-        *(["lse = q.new_empty((batch, heads, n_q), dtype=torch.float32)"] if lse else []),
+        *room,
         "sums = q.new_empty((batch * heads * n_q * splits, v.shape[3]), dtype=torch.float32)",
         f"state = q.new_empty((batch * heads * n_q * splits, {max(1, count)}), dtype=torch.float32)",
         "attention_split[(parts * splits, 1, 1)](",
@@ -107,13 +108,13 @@ def decode_launcher(spec: AttentionSpec, split: Sequence[Argument], combine: Seq
         *(f"    {line}" for line in launch_arguments(combine, captures)),
         "    **OPTIONS,",
         ")",
-        f"return out, {'lse' if lse else 'None'}",
+        f"return out, {rows_made}",
     ]
     return "\n".join(
         [
             f"def attention({', '.join(['q', 'k', 'v', *names])}, processors=132, splits=None):",
             f'    """out [B, {heads}, n_q, {spec.heads.d_v}], a view of a contiguous [B, n_q, {heads}, '
-            f"{spec.heads.d_v}], and lse [B, {heads}, n_q] or None.",
+            f"{spec.heads.d_v}], and {described(spec)}",
             "",
             *(_pool(spec) if more else []),
             "    `processors`: how many the chip has; `splits`: how many programs share the keys of a row.",

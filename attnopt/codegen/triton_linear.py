@@ -14,8 +14,9 @@ from attnopt.codegen.triton_forward import Argument, block_width
 from attnopt.codegen.triton_linear_gradient import GRADIENT, LAUNCH
 from attnopt.codegen.triton_linear_skeleton import LINEAR
 from attnopt.codegen.triton_loads import TritonLoader
-from attnopt.codegen.triton_parts import ELEMENTS, head_map
+from attnopt.codegen.triton_parts import ELEMENTS
 from attnopt.codegen.triton_plans import Chip, TritonPlan
+from attnopt.codegen.triton_text import head_map
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec, Pointwise
 

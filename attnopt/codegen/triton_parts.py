@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sympy as sp
@@ -15,6 +14,8 @@ from attnopt.codegen.printer import Value
 from attnopt.codegen.triton_dialect import TRITON, TritonPrinter
 from attnopt.codegen.triton_loads import TritonLoader
 from attnopt.codegen.triton_pages import values_of
+from attnopt.codegen.triton_rows import logged, spent, state_of
+from attnopt.codegen.triton_text import full, indent
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 ELEMENTS = {"float32": "tl.float32", "bfloat16": "tl.bfloat16", "float16": "tl.float16"}
@@ -61,10 +62,11 @@ class Parts:
 def folded_scale(spec: AttentionSpec) -> sp.Expr | None:
     """The number c if the logits are c*s, c above zero, and nothing but keys makes a row's sum; else None.
 
-    Then c*log2(e) is one factor. Any other logit may be as large as fp32 goes, where that factor would overflow.
+    Then c*log2(e) is one factor. Any other logit may be as large as fp32 goes, where that factor would overflow. A
+    maximum that others measure logits from is a logit, to the last digit.
     """
     c = spec.score.coeff(ex.s, 1)
-    plain = isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is None
+    plain = isinstance(spec.normalizer, Softmax) and spec.normalizer.sink is None and "max" not in spec.returns
     return c if plain and c.is_number and c.is_finite and c > 0 and spec.score == c * ex.s else None
 
 
@@ -98,8 +100,8 @@ def kept_lines(made: Parts) -> list[str]:
 def row_ends(spec: AttentionSpec, layout: Layout) -> Parts:
     """`start` and `finish` alone, for a kernel that visits no keys."""
     made = Parts(spec, layout, printer_of(spec, layout), tiles.analyse(sp.true))
-    if isinstance(spec.normalizer, Pointwise):
-        made.state = tuple(name for name, _ in _sums(spec.normalizer))
+    sums = _sums(spec.normalizer) if isinstance(spec.normalizer, Pointwise) else None
+    made.state = state_of(spec) if sums is None else tuple(name for name, _ in sums)
     _both_ends(made)
     return made
 
@@ -150,16 +152,20 @@ def _softmax(made: Parts) -> None:
     scale = folded_scale(made.spec)
     if scale is None:
         lines = _logits(made, made.spec.score, "logit", _NOTHING)
-        top, weight, decay = "tl.max(logit, 1, keep_dims=True)", "(logit - shift) * LOG2E", "(m - shift) * LOG2E"
+        top, away, unit = "tl.max(logit, 1, keep_dims=True)", "logit - shift", " * LOG2E"
+        decay = "(m - shift) * LOG2E"
     else:  # masks on the raw scores: the factor comes with the exponential
         lines = _logits(made, ex.s, "s", _NOTHING)
-        top, weight, decay = "tl.max(s, 1, keep_dims=True) * SCALE_LOG2E", "s * SCALE_LOG2E - shift", "m - shift"
+        top, away, unit = "tl.max(s, 1, keep_dims=True) * SCALE_LOG2E", "s * SCALE_LOG2E - shift", ""
+        decay = "m - shift"
+    made.state = state_of(made.spec)
     made.tile = [
         *lines,
         f"m_next = tl.maximum(m, {top})",
         f"shift = tl.where(m_next == {_NOTHING}, 0.0, m_next)",
-        f"p = tl.exp2({weight})",
+        f"p = tl.exp2({f'({away}){unit}' if unit else away})",
         f"decay = tl.exp2({decay})",
+        *spent(made.spec, away),
         "l = l * decay + tl.sum(p, 1, keep_dims=True)",
         "m = m_next",
         "acc = acc * decay",
@@ -173,16 +179,17 @@ def _start(made: Parts) -> None:
     if isinstance(normalizer, Pointwise):
         made.start = [f"{name} = " + full("0.0") for name in made.state]
     elif not isinstance(normalizer, Softmax) or normalizer.sink is None:
-        made.start = empty_state()
+        made.start = empty_state(made.spec)
     else:
         sink = made.printer.cast(made.printer.visit(normalizer.sink), "f", False).code
         # The difference is NaN for a sink that is NaN or infinite, as a softmax over it would be.
         made.start = ["m = " + full("0.0") + f" + {sink}", f"l = tl.where(m == {_NOTHING}, 0.0, 1.0 + (m - m))"]
+        made.start += [f"{name} = " + full("0.0") for name in made.state[2:]]
 
 
-def empty_state() -> list[str]:
+def empty_state(spec: AttentionSpec) -> list[str]:
     """The state of a softmax that nothing joined."""
-    return ["m = " + full(_NOTHING), "l = " + full("0.0")]
+    return [f"{name} = " + full(_NOTHING if name == "m" else "0.0") for name in state_of(spec)]
 
 
 def _sums(normalizer: Pointwise) -> list[tuple[str, str]]:
@@ -201,7 +208,7 @@ def _pointwise(made: Parts) -> None:
 
 
 def _finish(made: Parts) -> None:
-    """`result [BLOCK_M, BLOCK_DV]` and `lse [BLOCK_M, 1]` from the state."""
+    """`result [BLOCK_M, BLOCK_DV]` and side outputs of rows `[BLOCK_M, 1]` from the state."""
     spec, printer = made.spec, made.printer
     if isinstance(spec.normalizer, Pointwise):
         divide = printer.cast(printer.visit(spec.normalizer.divide), "f", False).code
@@ -215,8 +222,7 @@ def _finish(made: Parts) -> None:
     if spec.gate != 1:
         gate = printer.cast(printer.visit(spec.gate), "f", False).code
         made.finish.append(f"result = result * {gate}")
-    if "lse" in spec.returns:
-        made.finish.append(f"lse = {log}")
+    made.finish += logged(spec, log, folded_scale(spec) is not None)
 
 
 _MEAN = """\
@@ -239,59 +245,6 @@ def _empty(spec: AttentionSpec, layout: Layout) -> list[str]:
     return [*lines[:5], *indent(values_of("places", layout), 8), *lines[6:]] if layout.page else lines
 
 
-def full(value: str) -> str:
-    """One number for each row."""
-    return f"tl.full([BLOCK_M, 1], {value}, tl.float32)"
-
-
 def precision(layout: Layout) -> str:
     """The argument of a product that says how fp32 is multiplied; the others have one way."""
     return ", input_precision=FP32" if layout.dtype == "float32" else ""
-
-
-def indent(lines: Iterable[str], width: int = 4) -> list[str]:
-    """The lines moved to the right."""
-    return [" " * width + line if line else line for line in lines]
-
-
-_ASSIGNED = re.compile(r"^\s*([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) (?:=|\+=) ")
-_LOOP = re.compile(r"^\s*for (\w+) in ")
-
-
-def words(lines: Iterable[str]) -> set[str]:
-    """The identifiers that the lines use, attributes left out."""
-    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", "\n".join(lines)))
-
-
-def assigned(lines: Iterable[str]) -> list[str]:
-    """The names that the lines give a value, in order."""
-    found: dict[str, None] = {}
-    for line in lines:
-        if match := _ASSIGNED.match(line):
-            found.update(dict.fromkeys(match[1].split(", ")))
-        elif match := _LOOP.match(line):
-            found[match[1]] = None
-    return list(found)
-
-
-def arguments(body: Sequence[str], available: Iterable[str], state: Sequence[str] = ()) -> list[str]:
-    """What a function with this body has to be given of what is `available`, in that order, `state` first."""
-    used, own = words(body), set(assigned(body))
-    return [*state, *(name for name in dict.fromkeys(available) if name in used and name not in own)]
-
-
-def head_map(table: tuple[int, ...], count: int, head: str = "h") -> str:
-    """The key or value head of a query head: a formula where there is one, else nested choices by runs."""
-    heads = len(table)
-    for text, rule in (
-        (head, lambda x: x),
-        (f"{head} // {max(1, heads // count)}", lambda x: x // max(1, heads // count)),
-        (f"{head} % {count}", lambda x: x % count),
-    ):
-        if table == tuple(map(rule, range(heads))):
-            return text
-    code = str(table[-1])
-    for place in range(heads - 1, 0, -1):
-        if table[place] != table[place - 1]:
-            code = f"tl.where({head} < {place}, {table[place - 1]}, {code})"
-    return code

@@ -8,9 +8,10 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import Entry, TritonKernel, header
 from attnopt.codegen.triton_dialect import triton_float
 from attnopt.codegen.triton_forward import Argument, block_width
-from attnopt.codegen.triton_parts import ELEMENTS, head_map
+from attnopt.codegen.triton_parts import ELEMENTS
 from attnopt.codegen.triton_plans import Chip, TritonPlan
 from attnopt.codegen.triton_select_skeleton import LAUNCH, SELECT
+from attnopt.codegen.triton_text import head_map
 from attnopt.errors import SpecError
 from attnopt.spec import AttentionSpec
 

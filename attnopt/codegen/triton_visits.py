@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnopt.codegen.triton_parts import Parts, indent
+from attnopt.codegen.triton_parts import Parts
+from attnopt.codegen.triton_text import indent
 
 # The begin and end of a range of keys, and whether there is a mask.
 Loop = tuple[str, str, bool]

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from attnopt.analysis.chosen import lowered
+from attnopt.analysis.plain import weights_of
 from attnopt.errors import ShapeError
 from attnopt.returns import PAIRS
 from attnopt.runtime import dispatch
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.op import loop
 from attnopt.runtime.pairs import economical, side_gradients
+from attnopt.runtime.side_kernels import by_kernel
 from attnopt.runtime.triton_select import choice
 from attnopt.spec import AttentionSpec
 
@@ -80,6 +82,10 @@ def _forward(
     values = k.new_empty(1).expand(k.shape[0], known.heads.v, k.shape[2], known.heads.d_v)
     check_inputs(known, q, k, values, captures, scalars)
     known, captures = _whole(known, q, k, captures, scalars)
+    active = dispatch.current()
+    found = by_kernel(weights_of(known), q, k, rows, captures, scalars, name, active.options, active.warn)
+    if found is not None:
+        return found
     with torch.no_grad():
         made = economical(known, q, k, captures, scalars, name)
     return made.to(q.dtype if name == "weights" else torch.float32).contiguous()

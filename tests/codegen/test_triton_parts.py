@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from attnopt import expr as ex
 from attnopt.codegen.base import Layout
-from attnopt.codegen.triton_parts import arguments, assigned, folded_scale, head_map, indent, parts, words
+from attnopt.codegen.triton_parts import folded_scale, parts
 from attnopt.spec import Pointwise
 from tests.specs import case
 
@@ -20,28 +18,6 @@ def test_only_a_plain_positive_factor_is_folded() -> None:
         assert folded_scale(replace(spec, score=score)) is None
     assert folded_scale(replace(spec, normalizer=Pointwise())) is None
     assert folded_scale(case("sink").spec) is None
-
-
-@pytest.mark.parametrize(
-    ("table", "count", "text"),
-    [
-        ((0, 1, 2, 3), 4, "h"),
-        ((0, 0, 1, 1), 2, "h // 2"),
-        ((0, 1, 0, 1), 2, "h % 2"),
-        ((0, 0, 0), 1, "h // 3"),
-        ((0, 2, 1, 1, 0), 3, "tl.where(h < 1, 0, tl.where(h < 2, 2, tl.where(h < 4, 1, 0)))"),
-    ],
-)
-def test_head_maps(table: tuple[int, ...], count: int, text: str) -> None:
-    assert head_map(table, count) == text
-
-
-def test_a_function_is_given_what_it_uses() -> None:
-    body = ["for k0 in range(lo, hi, BLOCK_N):", "    a, b = f(k0, x.stride)", "    c += a + y"]
-    assert assigned(body) == ["k0", "a, b"] or assigned(body) == ["k0", "a", "b", "c"]
-    assert "stride" not in words(body)
-    assert arguments(body, ["y", "z", "x", "a", "y"], ["c"]) == ["c", "y", "x"]
-    assert indent(["x", ""]) == ["    x", ""]
 
 
 def test_masks_stand_under_masked_and_data_does_not() -> None:

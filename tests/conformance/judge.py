@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attnopt.returns import of_rows
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.validate import Verdict
 from attnopt.spec import AttentionSpec
@@ -41,6 +42,6 @@ def judge(
     scalars: Sequence[int],
     result: tuple[Tensor, Tensor | None],
 ) -> Verdict:
-    """The verdict on all rows of out and, where the spec returns it, of lse."""
-    lse = result[1] if "lse" in spec.returns else None
+    """The verdict on all rows of out and of the side outputs that the spec returns, each by itself."""
+    lse = result[1] if of_rows(spec.returns) else None
     return check_rows(spec, inputs, captures, scalars, result[0], lse, rows=inputs[0].shape[2])

@@ -122,6 +122,20 @@ def test_every_gradient_agrees_with_fp64(dtype: str) -> None:
     assert len(found) < len(jobs) // 2
 
 
+@pytest.mark.parametrize("name", ["column_mass", "weights"])
+def test_side_outputs_of_pairs_agree_with_fp64(name: str) -> None:
+    """A sixteenth of the cases for each; all under `make triton`."""
+    sizes, place = ((2, 19, 37), (2, 37, 19), (1, 40, 5)), ("column_mass", "weights").index(name)
+    jobs = [
+        job(case, DTYPES[i % 3], sizes[i // 3 % 3], kind="side", name=name, layout=LAYOUTS[i % 4])
+        for i, case in enumerate(CASES)
+        if ALL or i % 16 == 8 * place or case in (("entropy_uniform",), ("entropy_sink", "entropy_absorbed"))[place]
+    ]
+    found = verdicts(jobs)
+    assert all("whose divisor is made from them" in x for x in found), found
+    assert len(found) <= len(jobs) // 3
+
+
 def test_gradients_of_several_tiles_and_of_more_queries_than_keys() -> None:
     jobs = [
         job("window", "float32", (1, 50, 70), kind="backward"),
@@ -166,6 +180,15 @@ MUTATIONS = (
     ("joins a split badly", "decode:scale", "l = l * decay + l_part * weight", "l = l * decay + l_part"),
     ("reads the page of another key", "paged decode:gqa", "slots + k // PAGE", "slots + (k + 1) // PAGE"),
     ("takes all lengths for one", "paged forward:causal", "b * key_lengths_stride0", "0 * key_lengths_stride0"),
+    ("forgets that the maximum grew", "entropy", "(u + (m - shift) * l) * decay", "u * decay"),
+    ("joins entropies badly", "decode:entropy", "(u_part + (m_part - shift) * l_part) * weight", "u_part * weight"),
+    ("weighs from another row", "side:window", "row_max = tl.load(rows_ptr + row)", "row_max = tl.load(rows_ptr)"),
+    (
+        "leaves a tile of queries out",
+        "side:causal",
+        "end = tl.where(seen, tile + 1, end)",
+        "end = tl.where(seen, tile, end)",
+    ),
     ("stores too few rows", "scale", "[:, None] < n_q\n", "[:, None] < n_q - 1\n"),
 )
 
@@ -175,6 +198,7 @@ def test_kernels_that_are_broken_on_purpose_are_caught() -> None:
     for _, case, old, new in MUTATIONS:
         kind, _, name = case.rpartition(":")
         batch = 3 if kind.startswith("paged") else 1
-        jobs.append(job(name, "float32", (batch, 19, 37), kind=kind or "forward", splits=3, page=8, change=[old, new]))
+        more = {"splits": 3, "page": 8, "name": "column_mass", "change": [old, new]}
+        jobs.append(job(name, "float32", (batch, 19, 37), kind=kind or "forward", **more))
     caught = verdicts(jobs)
     assert len(caught) == len(MUTATIONS), caught

@@ -11,7 +11,7 @@ from attnopt import expr as ex
 from attnopt.expr import b, h, k, n_k, q, s
 from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise, Softmax
 from tests import specs
-from tests.specs import CASES, Case, Maker, Sizes
+from tests.specs import CASES, OBSERVED, Case, Maker, Sizes
 
 _HEADS = Heads(2, 1, 1, 16, 16)
 _S = ex.number(16**-0.5) * s
@@ -77,8 +77,8 @@ def case(name: str) -> Case:
 
 
 def everything() -> tuple[Case, ...]:
-    """Both lists."""
-    return (*CASES, *EXTRA)
+    """All lists."""
+    return (*CASES, *OBSERVED, *EXTRA)
 
 
 def at(item: Case, heads: Heads) -> Case:

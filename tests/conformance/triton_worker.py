@@ -21,20 +21,25 @@ from triton.language import bfloat16, float16, float32
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, interpreter_builder
 
 from attnopt.analysis.chosen import lowered
+from attnopt.analysis.plain import weights_of
 from attnopt.codegen import triton
+from attnopt.codegen.base import Layout
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.triton_pages import NEW
 from attnopt.codegen.triton_plans import TritonPlan
+from attnopt.codegen.triton_side import emit_side, supported_side
 from attnopt.errors import SpecError
 from attnopt.expr import load_names
 from attnopt.runtime.bounds import outside
 from attnopt.runtime.chosen import chosen
 from attnopt.runtime.native import check_entries, layout_of
 from attnopt.runtime.pages import entry
+from attnopt.runtime.side_kernels import Trusted
 from attnopt.runtime.triton_gradient import expected
 from attnopt.runtime.triton_launch import Listed
 from attnopt.runtime.triton_load import interpreter_problem, load
 from attnopt.runtime.validate import compare
+from attnopt.spec import AttentionSpec
 from tests.conformance.judge import judge, tensors
 from tests.conformance.paged_inputs import lengths_of, paged
 from tests.conformance.triton_cases import case
@@ -181,6 +186,37 @@ def backward(job: dict[str, Any]) -> dict[str, Any]:
     return {**job, "ok": True, "verdict": ""}
 
 
+class Side:
+    """Column mass and weights by the kernels of a job, as the runtime takes them."""
+
+    problem = ""
+
+    def __init__(self, job: dict[str, Any], spec: AttentionSpec, layout: Layout) -> None:
+        self.kernel = changed(job, emit_side(spec, layout, TritonPlan(*job["plan"])))
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, captures: Any, scalars: Any, name: str
+    ) -> torch.Tensor:
+        made: torch.Tensor = load(self.kernel).attention_side(q, k, *captures, *scalars, rows, name)
+        return made
+
+
+def side(job: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on the column mass or the weights of one case."""
+    item = case(job["case"])
+    batch, n_q, n_k = job["sizes"]
+    q, k, _ = tensors(item.spec, batch, n_q, n_k, job.get("layout", "contiguous"), getattr(torch, job["dtype"]), 1.0)
+    captures = item.captures(Sizes(batch, item.spec.heads.q, n_q, n_k), torch.Generator().manual_seed(1))
+    spec = weights_of(item.spec)
+    layout = layout_of(k_axes(spec), q, captures)
+    reason = supported_side(spec, layout)
+    if reason is not None:
+        return {**job, "ok": True, "declined": reason, "verdict": ""}
+    runner = Trusted(spec, Side(job, spec, layout))
+    verdict = runner.compare(q, k, captures, item.scalars, job["name"], most=max(n_q, n_k))
+    return {**job, "ok": verdict.ok, "verdict": f"{job['name']}: {verdict}"}
+
+
 KINDS = {"forward": (triton.emit, ()), "decode": (triton.emit_decode, ("splits",)), "listed": (triton.emit, ())}
 
 
@@ -191,7 +227,7 @@ def main(jobs: Sequence[dict[str, Any]]) -> None:
     for job in jobs:
         try:
             kind = job.get("kind", "forward")
-            answer = (backward if kind == "backward" else pages if kind.startswith("paged") else run)(job)
+            answer = {"backward": backward, "side": side}.get(kind, pages if kind.startswith("paged") else run)(job)
         except Exception as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

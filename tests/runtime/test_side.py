@@ -38,11 +38,10 @@ def test_it_is_the_definition_in_the_promised_dtype(name: str) -> None:
     assert_close(found.double(), defined(CAUSAL, q.double(), k.double(), (), (), name), atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ["column_mass", "weights"])
-def test_torch_accepts_the_operator(name: str) -> None:
+def test_torch_accepts_the_operator() -> None:
     q, k, v = (t.requires_grad_() for t in inputs(PLAIN, 1))
     rows = known(PLAIN, q, k, v).detach()
-    torch.library.opcheck(OPERATOR, (q, k, rows, [], [], PLAIN.text, name))
+    torch.library.opcheck(OPERATOR, (q, k, rows, [], [], PLAIN.text, "weights"))
 
 
 def test_gradients_reach_queries_and_keys() -> None:
