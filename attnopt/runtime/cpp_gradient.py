@@ -41,7 +41,8 @@ Saved = tuple[Tensor | None, Tensor | None]
 
 
 @functools.lru_cache(maxsize=4096)
-def _with_lse(text: str) -> str:
+def with_lse(text: str) -> str:
+    """The spec that returns lse too, where gradients can be made from it; else the same."""
     spec = AttentionSpec.parse(text)
     heads = spec.heads
     shared = heads.k == heads.v and heads.k_map == heads.v_map
@@ -59,7 +60,7 @@ def recorded_text(text: str, dtype: torch.dtype, options: Options) -> str:
         find_compiler(options)
     except CompileError:
         return text
-    return _with_lse(text)
+    return with_lse(text)
 
 
 def _enabled(dtype: torch.dtype, options: Options) -> bool:
@@ -161,20 +162,36 @@ class Gradients:
         scalars: Sequence[int],
         needs: Sequence[bool],
     ) -> str:
-        """Judged on the first queries and keys of the first entries, where loads stay inside their tensors there."""
-        q, k, v, *captures = tensors
-        rows, keys = min(q.shape[2], _SAMPLE), min(k.shape[2], _SAMPLE)
-        few = [q[:2, :, :rows], k[:2, :, :keys], v[:2, :, :keys], *captures]
-        if outside(self.spec, few[0], few[1], captures, scalars):
-            few, rows = list(tensors), q.shape[2]
-        some = slice(few[0].shape[0]), slice(None), slice(rows)
-        grads = telling(grad[some]), None if dlse is None else telling(dlse[some])
+        """Judged on some queries and keys."""
+        few, *grads = sample(self.spec, grad, dlse, tensors, scalars, _SAMPLE)
+        captures = few[3:]
         saved: Saved = (None, None)
         if isinstance(self.spec.normalizer, Softmax):
             out, lse = reference(self.spec, *few[:3], captures, scalars)
             saved = out, lse.contiguous()
         found = self.run(*grads, few, scalars, saved)
         return objection(self.spec, *grads, few, scalars, needs, found)
+
+
+def sample(
+    spec: AttentionSpec,
+    grad: Tensor,
+    dlse: Tensor | None,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[int],
+    count: int,
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """Tensors and gradients to judge kernels by: the first `count` queries and keys of the first entries.
+
+    All of them where loads of so few would leave their tensors.
+    """
+    q, k, v, *captures = tensors
+    rows = min(q.shape[2], count)
+    few = [q[:2, :, :rows], k[:2, :, :count], v[:2, :, :count], *captures]
+    if outside(spec, few[0], few[1], captures, scalars):
+        few, rows = list(tensors), q.shape[2]
+    some = slice(few[0].shape[0]), slice(None), slice(rows)
+    return few, telling(grad[some]), None if dlse is None else telling(dlse[some]).contiguous()
 
 
 def objection(

@@ -133,7 +133,7 @@ def _run_backward(
     if grad_lse is None and linear_gradient.enabled(q, active.options) and linear_gradient.applies(site, q, k):
         found = linear_gradient.gradients(given[0], given[1], *given[3:], active.warn, active.options)
     elif q.is_cuda or triton_launch.runs_on(q.device, active.options):
-        found = triton_gradient.gradients(*given, active.warn, active.options)
+        found = triton_gradient.gradients(*given, active.warn, active.options, (out, lse))
     else:
         found = cpp_gradient.gradients(*given, (out, lse), active.options, active.warn)
     return gradients(*given) if found is None else found
@@ -212,8 +212,11 @@ def _plain(
     return out, lse.to(torch.float32) if of_rows(known.returns) else lse.new_empty(0, dtype=torch.float32)
 
 
-def _recorded_text(spec: str, dtype: torch.dtype) -> str:
-    return cpp_gradient.recorded_text(spec, dtype, dispatch.current().options)
+def _recorded_text(spec: str, q: Tensor) -> str:
+    options = dispatch.current().options
+    if q.is_cuda or triton_launch.runs_on(q.device, options):
+        return triton_gradient.recorded_text(spec, q, options)
+    return cpp_gradient.recorded_text(spec, q.dtype, options)
 
 
 register_shortcut(_LIBRARY, _FORWARD, _forward, _backward, _plain, _recorded_text)

@@ -1,4 +1,4 @@
-"""The operator's entry for plain tensors on the CPU: a call that records nothing skips the layers that would.
+"""The operator's entry for plain tensors: a call that records nothing skips the layers that would.
 
 `torch.library.register_autograd` costs every call some 20 microseconds, which is more than a small attention itself.
 It knows neither forward-mode derivatives nor the transforms of `torch.func`: under those the operator is what it means,
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 _UNPLAIN = tuple(getattr(torch._C.DispatchKey, name) for name in ("Python", "Negative", "ZeroTensor"))
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Any, ...]]
-Text = Callable[[str, torch.dtype], str]
+Text = Callable[[str, Tensor], str]
 
 
 def register_shortcut(
@@ -29,16 +29,16 @@ def register_shortcut(
     plain: Kernel,
     recorded_text: Text,
 ) -> None:
-    """Make it what runs for the key `AutogradCPU`.
+    """Make it what runs for the autograd keys of the CPU and of GPUs.
 
     Args:
         library: where the operator was defined.
         forward: the operator.
-        kernel: what it runs on the CPU.
+        kernel: what it runs on such tensors.
         backward: `backward(ctx, grad_out, grad_lse)` gives the gradients of q, k, v, of the list of captures, and of
             scalars and spec; `ctx.kept` are the result and lse, or two times None.
         plain: the same in operators of PyTorch.
-        recorded_text: from a spec and a dtype to the spec to run where gradients will be wanted, which may return lse.
+        recorded_text: from a spec and q to the spec to run where gradients will be wanted, which may return lse.
     """
     recorded = _recorded(forward, backward, recorded_text)
 
@@ -58,7 +58,8 @@ def register_shortcut(
                 return forward(q, k, v, captures, scalars, spec)  # type: ignore[no-any-return]
         return kernel(q, k, v, captures, scalars, spec)
 
-    library.impl("attention", attention, "AutogradCPU", with_keyset=True)
+    for key in ("AutogradCPU", "AutogradCUDA"):
+        library.impl("attention", attention, key, with_keyset=True)
 
 
 def transformed() -> bool:
@@ -74,7 +75,7 @@ def _recorded(forward: Any, backward: Backward, recorded_text: Text) -> Any:
         def forward(
             ctx: Any, q: Tensor, k: Tensor, v: Tensor, scalars: list[int], spec: str, *captures: Tensor
         ) -> tuple[Tensor, Tensor]:
-            text = recorded_text(spec, q.dtype)
+            text = recorded_text(spec, q)
             with torch._C._AutoDispatchBelowAutograd():
                 out, lse = forward(q, k, v, list(captures), list(scalars), text)
             kept = (out, lse) if lse.dim() >= 3 else ()

@@ -259,6 +259,13 @@ def far(q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int], block: int) -> 
         return "a scalar is larger than the Triton kernel's integers"
     if any(abs(t.stride(2)) * block + abs(t.stride(3)) * t.shape[3] >= _OFFSET for t in (k, v)):
         return "keys lie further apart than the Triton kernel's offsets reach"
+    return wide(q)
+
+
+def wide(rows: Tensor) -> str:
+    """Why offsets within a row `[..., d]` need more bits than a kernel has; empty if they do not."""
+    if abs(rows.stride(3)) * rows.shape[3] >= _OFFSET:
+        return "elements of a row lie further apart than the Triton kernel's offsets reach"
     return ""
 
 

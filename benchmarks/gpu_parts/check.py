@@ -20,9 +20,10 @@ from attnopt.codegen.triton import supports_backward
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, supported_linear
 from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan
 from attnopt.options import Options
+from attnopt.runtime.gradient import expected
 from attnopt.runtime.linear_gradient import Gradients
 from attnopt.runtime.native import check_rows
-from attnopt.runtime.triton_gradient import Kernels, expected
+from attnopt.runtime.triton_gradient import Kernels
 from attnopt.runtime.triton_launch import TritonBackend, build
 from attnopt.runtime.triton_linear import TritonLinear
 from attnopt.runtime.validate import compare
