@@ -41,7 +41,7 @@ def _routed(gate: sp.Expr) -> bool:
 def _pointwise(spec: AttentionSpec) -> str:
     found = linear_form(spec)
     if found is not None:
-        return "linear" if found.rate == 0 else "linear with decay"
+        return "linear" if found.rate == 0 and found.line is None else "linear with decay"
     core = sp.Mul(*[f for f in sp.Mul.make_args(spec.score) if f.has(ex.s)])
     return next((name for name, matches in _FUNCTIONS if matches(core)), "pointwise")
 

@@ -24,13 +24,15 @@ class LinearForm:
     """`weight = s * query * key * exp(rate*(q - k))` over all keys, or over those with `k <= q + offset`.
 
     `query` is an expression in `b, h, q`, `key` in `b, h, k` and `rate` in `b, h`; `offset` (of causal forms) is one
-    in sizes and scalars, None where all keys are kept.
+    in sizes and scalars, None where all keys are kept. Where each place has a decay of its own, `line` is a pair of
+    expressions in `b, h, q` and in `b, h, k`, and `exp(line[0] - line[1])` stands for the exponential.
     """
 
     query: sp.Expr
     key: sp.Expr
     rate: sp.Expr = sp.S.Zero
     offset: sp.Expr | None = None
+    line: tuple[sp.Expr, sp.Expr] | None = None
 
     @property
     def causal(self) -> bool:
@@ -68,23 +70,39 @@ def _factors(factor: sp.Expr) -> LinearForm | None:
     for part in sp.Mul.make_args(factor):
         over = ex.depends(part, ex.q), ex.depends(part, ex.k)
         if over == (True, True):
-            rate = _rate(part)
-            if rate is None:
+            rate, line = _rate(part), _line(part)
+            if rate is not None:
+                form = replace(form, rate=form.rate + rate)
+            elif line is not None and form.line is None:
+                form = replace(form, line=line)
+            else:
                 return None
-            form = replace(form, rate=form.rate + rate)
         elif over[1]:
             form = replace(form, key=form.key * part)
         else:
             form = replace(form, query=form.query * part)
-    return form
+    return form if form.rate == 0 or form.line is None else None
 
 
 def _rate(part: sp.Expr) -> sp.Expr | None:
-    """`c` of `exp(c*(q - k))`. Only that: a difference of loaded terms could overflow when it is taken apart."""
+    """`c` of `exp(c*(q - k))`."""
     if not isinstance(part, sp.exp):
         return None
     rate = sp.cancel(part.args[0] / (ex.q - ex.k))
     return None if ex.depends(rate, ex.q, ex.k) else rate
+
+
+def _line(part: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+    """`f` and `g` of `exp(f(q) - g(k))`: a difference of loaded terms, which kernels take apart at places near by."""
+    if not isinstance(part, sp.exp):
+        return None
+    by_query = by_key = sp.S.Zero
+    for term in sp.Add.make_args(sp.expand(part.args[0])):
+        over = ex.depends(term, ex.q), ex.depends(term, ex.k)
+        if over == (True, True):
+            return None
+        by_query, by_key = (by_query, by_key - term) if over[1] else (by_query + term, by_key)
+    return by_query, by_key
 
 
 def _masked(form: LinearForm, keep: Boolean) -> LinearForm | None:
@@ -102,7 +120,7 @@ def _masked(form: LinearForm, keep: Boolean) -> LinearForm | None:
             return None
         # Of two bounds the tighter one holds.
         form = replace(form, offset=offset) if form.offset is None or gap < 0 else form
-    return form if form.causal or form.rate == 0 else None
+    return form if form.causal or (form.rate == 0 and form.line is None) else None
 
 
 def multiplications(spec: AttentionSpec, n_q: int, n_k: int, causal: bool) -> tuple[int, int]:

@@ -7,13 +7,16 @@ from the spec.
     int32_t attnopt_forward(const void* const* tensors, void* out, float* total, const int64_t* meta, int32_t threads)
 
 `tensors` are q, k, v, and then, or null: factors by key `[B, H, n_k]`, by query `[B, H, n_q]` and of the result
-`[B, H, n_q]` in fp32, and rates of decay `[B, H]` in fp64. `meta` is `B, n_q, n_k`, the offset of the causal mask, how
-many places queries are ahead of keys where weights decay, four strides of each of q, k, v and out, three of each factor
-and two of the rates. `total` takes the sums of weights, or is null.
+`[B, H, n_q]` in fp32, rates of decay `[B, H]` in fp64, and where decays are data the lines of queries `[B, H, n_q]` and
+of keys `[B, H, n_k]` in fp32: `exp(line_q - line_k)` is the decay. `meta` is `B, n_q, n_k`, the offset of the causal
+mask, how many places queries are ahead of keys where weights decay, four strides of each of q, k, v and out, three of
+each factor, two of the rates and three of each line. `total` takes the sums of weights, or is null. A state is kept
+relative to the least of the line so far: no key grows in it.
 
 The gradients of `sum_j w_ij (q_i . k_j) v_j` are of the same form: `dq_i = sum_j w_ij (g_i . v_j) k_j` over the same
 keys, and from the last place to the first, with negative strides, `dk_j = sum_i w_ij (v_j . g_i) q_i` and
-`dv_j = sum_i w_ij (k_j . q_i) g_i`. A column of ones beside v brings the gradient of the sum of weights along.
+`dv_j = sum_i w_ij (k_j . q_i) g_i`. A column of ones beside v brings the gradient of the sum of weights along. That of
+a rate takes `sum_j (i - j) w_ij v_j`, from a kernel that is `timed`: a second state holds each key times its age.
 """
 
 from __future__ import annotations
@@ -50,9 +53,10 @@ def plain_sums(form: LinearForm, heads: int, d_qk: int, d_v: int) -> AttentionSp
     return AttentionSpec(Heads(heads, heads, heads, d_qk, d_v), ex.s, keep, Pointwise(sp.S.One)).canonical()
 
 
-def emit_linear(spec: AttentionSpec, form: LinearForm, layout: Layout, lanes: int) -> Kernel:
+def emit_linear(spec: AttentionSpec, form: LinearForm, layout: Layout, lanes: int, timed: bool = False) -> Kernel:
     """The chunked kernel of a spec with a linear form, for vectors of `lanes` floats.
 
+    `timed`: each weight is multiplied by `q - k`, which makes the derivative of the sums by the rate.
     Raises `SpecError` where `supported_linear` gives a reason.
     """
     reason = supported_linear(spec, layout)
@@ -64,7 +68,11 @@ def emit_linear(spec: AttentionSpec, form: LinearForm, layout: Layout, lanes: in
     code = LINEAR
     for name, value in holes.items():
         code = code.replace(f"@{name}@", value)
-    parts = (_header(spec, layout), prelude(lanes, layout.dtype == "float16"), _constants(spec, form, layout, plan))
+    parts = (
+        _header(spec, layout),
+        prelude(lanes, layout.dtype == "float16"),
+        _constants(spec, form, layout, plan, timed),
+    )
     return Kernel("cpp", tidy("\n".join([*parts, ROW_IO, code])), spec.key, layout, plan)
 
 
@@ -88,7 +96,7 @@ def _divide(spec: AttentionSpec, layout: Layout) -> str:
     return "\n".join(f"    {line}" for line in [*printer.row, f"const float divisor = {value.code};"])
 
 
-def _constants(spec: AttentionSpec, form: LinearForm, layout: Layout, plan: Plan) -> str:
+def _constants(spec: AttentionSpec, form: LinearForm, layout: Layout, plan: Plan, timed: bool) -> str:
     heads, lanes, rows = spec.heads, plan.lanes, plan.rows
     depth, width = (-(-x // lanes) * lanes for x in (heads.d_qk, heads.d_v))
     return f"""\
@@ -97,6 +105,11 @@ typedef {ELEMENTS[layout.dtype]} Element;  // of q, k, v and out
 constexpr int kHeads = {heads.q}, kD = {heads.d_qk}, kDv = {heads.d_v}, kRows = {rows}, kChunk = {CHUNK};
 constexpr int kDepth = {depth}, kWidth = {width};  // features and values in whole vectors
 constexpr int kStateRows = {-(-depth // rows) * rows}, kPadded = {-(-CHUNK // rows) * rows};  // in whole blocks of rows
-constexpr bool kCausal = {"true" if form.causal else "false"}, kDecay = {"true" if form.rate != 0 else "false"};
+constexpr bool kCausal = {_bool(form.causal)}, kDecay = {_bool(form.rate != 0)}, kLine = {_bool(form.line is not None)};
+constexpr bool kTimed = {_bool(timed)};
 {head_map("key_head", heads.k_map, heads.q, heads.k)}
 {head_map("value_head", heads.v_map, heads.q, heads.v)}"""
+
+
+def _bool(x: bool) -> str:
+    return "true" if x else "false"

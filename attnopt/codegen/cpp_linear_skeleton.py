@@ -7,11 +7,12 @@ struct Args {
   int64_t n_b, n_q, n_k, offset, ahead;
   const Element *q, *k, *v;
   Element* out;
-  const float *by_key, *by_query, *gate;
+  const float *by_key, *by_query, *gate, *line_q, *line_k;
   const double* rate;
   float* total;
   int64_t q_stride[4], k_stride[4], v_stride[4], out_stride[4];
   int64_t by_key_stride[3], by_query_stride[3], gate_stride[3], rate_stride[2];
+  int64_t line_q_stride[3], line_k_stride[3];
 };
 
 // out[r][..] (+)= sum over depth of a[r][i] * b[i][0 .. NV * kLanes).
@@ -51,6 +52,13 @@ struct Scratch {
   float state[kStateRows * kWidth], made[kStateRows * kWidth], keys[kStateRows];
   float total[kPadded], power[3 * kChunk];
   double exact[kStateRows * kWidth], key_sum[kStateRows];
+  // With kLine the line at the chunk's keys, and the least so far, which the state is relative to.
+  float line[kChunk];
+  double floor;
+  // With kTimed the same sums, each key times how far it is behind.
+  float aged[kTimed ? kStateRows * kWidth : 1], late[kTimed ? kStateRows * kWidth : 1];
+  float beside[kTimed ? kRows * kWidth : 1];
+  double exact_aged[kTimed ? kStateRows * kWidth : 1], key_ages[kTimed ? kStateRows : 1];
 };
 
 // Keys [k0, k0 + count) and their values; zeros beyond.
@@ -76,31 +84,72 @@ void read_keys(const Args& a, int64_t b, int64_t h, int64_t k0, int count, Scrat
       for (int i = 0; i < kLanes; ++i) store(t.k + (d + i) * kChunk + j, x[i]);
     }
   }
+  if (kLine) {
+    const float* line = a.line_k + b * a.line_k_stride[0] + h * a.line_k_stride[1];
+    for (int j = 0; j < kChunk; ++j) t.line[j] = j < count ? line[(k0 + j) * a.line_k_stride[2]] : 0.0f;
+  }
   for (int j = 0; j < kChunk; ++j) {
     if (j < count) read_row(values + (k0 + j) * a.v_stride[2], a.v_stride[3], kDv, 1.0f, t.v + j * kWidth);
     else memset(t.v + j * kWidth, 0, sizeof(float) * kWidth);
   }
 }
 
+// Each key of the chunk times a number.
+INLINE void scale_keys(const float* factor, Scratch& t) {
+  for (int d = 0; d < kDepth; ++d)
+    for (int j = 0; j < kChunk; j += kLanes) store(t.k + d * kChunk + j, load(t.k + d * kChunk + j) * load(factor + j));
+}
+INLINE float sum_of_keys(int d, const Scratch& t) {
+  VF sum{};
+  for (int j = 0; j < kChunk; j += kLanes) sum += load(t.k + d * kChunk + j);
+  return sum_lanes(sum);
+}
+INLINE void times_values(int count, float* made, const Scratch& t) {
+  for (int d = 0; d < kDepth; d += kRows)
+    product<false>(t.k + d * kChunk, kChunk, t.v, kWidth, count, made + d * kWidth, kWidth, kWidth);
+}
+
+// How much of the state is left after the chunk's keys; they fade to there.
+double fade_keys(double rate, int count, Scratch& t) {
+  alignas(64) float fade[kChunk];
+  double old = exp(rate * count);
+  if (kLine) {
+    double floor = t.floor;
+    for (int j = 0; j < count; ++j) floor = t.line[j] < floor ? t.line[j] : floor;
+    old = exp(floor - t.floor);
+    t.floor = floor;
+  }
+  for (int j = 0; j < kChunk; ++j)
+    fade[j] = j >= count ? 0.0f : float(exp(kLine ? t.floor - t.line[j] : rate * (count - 1 - j)));
+  scale_keys(fade, t);
+  return old;
+}
+
 // The state takes in the chunk that was read. What it held fades, and so do the keys of the chunk.
 void take_in(double rate, int count, Scratch& t) {
-  if (kDecay) {
-    alignas(64) float fade[kChunk];
-    for (int j = 0; j < kChunk; ++j) fade[j] = j < count ? float(exp(rate * (count - 1 - j))) : 0.0f;
-    for (int d = 0; d < kDepth; ++d)
-      for (int j = 0; j < kChunk; j += kLanes) store(t.k + d * kChunk + j, load(t.k + d * kChunk + j) * load(fade + j));
+  const double old = kDecay || kLine ? fade_keys(rate, count, t) : 1.0;
+  times_values(count, t.made, t);
+  if (kTimed) {
+    alignas(64) float sums[kStateRows], age[kChunk];
+    for (int d = 0; d < kDepth; ++d) sums[d] = sum_of_keys(d, t);
+    for (int j = 0; j < kChunk; ++j) age[j] = j < count ? count - 1 - j : 0.0f;
+    scale_keys(age, t);
+    times_values(count, t.late, t);
+    for (int i = 0; i < kDepth * kWidth; ++i) {
+      t.exact_aged[i] = (t.exact_aged[i] + count * t.exact[i]) * old + t.late[i];
+      t.aged[i] = float(t.exact_aged[i]);
+    }
+    for (int d = 0; d < kDepth; ++d) {
+      t.key_ages[d] = (t.key_ages[d] + count * t.key_sum[d]) * old + sum_of_keys(d, t);
+      t.key_sum[d] = t.key_sum[d] * old + sums[d];
+    }
   }
-  const double old = kDecay ? exp(rate * count) : 1.0;
-  for (int d = 0; d < kDepth; d += kRows)
-    product<false>(t.k + d * kChunk, kChunk, t.v, kWidth, count, t.made + d * kWidth, kWidth, kWidth);
   for (int i = 0; i < kDepth * kWidth; ++i) {
     t.exact[i] = t.exact[i] * old + t.made[i];
     t.state[i] = float(t.exact[i]);
   }
   for (int d = 0; d < kDepth; ++d) {
-    VF sum{};
-    for (int j = 0; j < kChunk; j += kLanes) sum += load(t.k + d * kChunk + j);
-    t.key_sum[d] = t.key_sum[d] * old + sum_lanes(sum);
+    if (!kTimed) t.key_sum[d] = t.key_sum[d] * old + sum_of_keys(d, t);
     t.keys[d] = float(t.key_sum[d]);
   }
 }
@@ -117,15 +166,28 @@ void read_queries(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int
 }
 
 // The products of row r with the keys before place r + shift of the chunk, in place; returns their sum.
-INLINE float own_keys(int r, int shift, int columns, Scratch& t) {
+INLINE float own_keys(int r, int shift, int columns, float line, Scratch& t) {
   VF sum{};
   for (int j = 0; j < columns; j += kLanes) {
-    VF x = select(kIota + j < splat_i(r + shift), load(t.s + r * kChunk + j), VF{});
+    const auto seen = kIota + j < splat_i(r + shift);
+    VF x = select(seen, load(t.s + r * kChunk + j), VF{});
     if (kDecay) x *= load(t.power + kChunk - r - shift + j);
+    if (kLine) x *= exp_(select(seen, line - load(t.line + j), VF{}));
     store(t.s + r * kChunk + j, x);
     sum += x;
   }
   return sum_lanes(sum);
+}
+
+// Row r of the state's part with each key times its distance: `gap` to where the state is from, and its age there.
+INLINE void add_ages(int r, int own, float gap, Scratch& t) {
+  double sum = 0.0;
+  for (int d = 0; d < kDepth; ++d) sum += t.q[r * kDepth + d] * t.key_ages[d];
+  t.total[r] = t.total[r] * gap + float(sum);
+  for (int d = 0; d < kWidth; d += kLanes) {
+    float* p = t.out + r * kWidth + d;
+    store(p, load(p) * gap + load(t.beside + own * kWidth + d));
+  }
 }
 
 // Queries [q0, q0 + rows): the state's part, and that of `count` keys from `base` on that were read.
@@ -134,10 +196,12 @@ void answer(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t b
   const int64_t n_b = a.n_b, n_h = kHeads, n_q = a.n_q, n_k = a.n_k;
   const int shift = int(maximum(q0 + a.offset + 1 - base, -int64_t(kChunk)));
   const int padded = (rows + kRows - 1) / kRows * kRows;
+  const float* line = kLine ? a.line_q + b * a.line_q_stride[0] + h * a.line_q_stride[1] : nullptr;
   read_queries(a, b, h, q0, rows, padded, t);
   for (int r0 = 0; r0 < padded; r0 += kRows) {
     float *q = t.q + r0 * kDepth, *s = t.s + r0 * kChunk, *out = t.out + r0 * kWidth;
     product<false>(q, kDepth, t.state, kWidth, kDepth, out, kWidth, kWidth);
+    if (kTimed) product<false>(q, kDepth, t.aged, kWidth, kDepth, t.beside, kWidth, kWidth);
     // Of the chunk's keys the last row of this block sees this many.
     const int reached = r0 + kRows - 1 + shift, seen = count < reached ? count : reached;
     const int columns = seen > 0 ? (seen + kLanes - 1) / kLanes * kLanes : 0;
@@ -146,13 +210,16 @@ void answer(const Args& a, int64_t b, int64_t h, int64_t q0, int rows, int64_t b
       VF sum{};
       for (int d = 0; d < kDepth; d += kLanes) sum += load(t.q + r * kDepth + d) * load(t.keys + d);
       t.total[r] = sum_lanes(sum);
-      if (kDecay) {
+      const float at = line && r < rows ? line[(q0 + r) * a.line_q_stride[2]] : 0.0f;
+      if (kDecay || kLine) {
         const int64_t gap = q0 + r + a.ahead - (base - 1);
-        const float grow = base > 0 ? float(exp(rate * double(gap))) : 0.0f;
+        if (kTimed) add_ages(r, r - r0, float(gap), t);
+        const double power = kLine ? (at - t.floor < 88.0 ? at - t.floor : 88.0) : rate * double(gap);
+        const float grow = base > 0 && r < rows ? float(exp(power)) : 0.0f;
         t.total[r] *= grow;
         for (int d = 0; d < kWidth; d += kLanes) store(t.out + r * kWidth + d, load(t.out + r * kWidth + d) * grow);
       }
-      t.total[r] += own_keys(r, shift, columns, t);
+      t.total[r] += own_keys(r, shift, columns, at, t);
     }
     if (seen > 0) product<true>(s, kChunk, t.v, kWidth, seen, out, kWidth, kWidth);
   }
@@ -184,8 +251,11 @@ INLINE int64_t within(int64_t place, int64_t end) { return maximum(minimum(place
 void head(const Args& a, int64_t b, int64_t h, Scratch& t) {
   memset(&t, 0, sizeof t);
   const double rate = a.rate ? a.rate[b * a.rate_stride[0] + h * a.rate_stride[1]] : 0.0;
-  for (int i = 0; kDecay && i < kChunk; ++i)
-    t.power[kChunk - 1 - i] = float(exp(rate * double(i - a.offset + a.ahead)));
+  t.floor = __builtin_inf();
+  for (int i = 0; kDecay && i < kChunk; ++i) {
+    const double gap = double(i - a.offset + a.ahead);
+    t.power[kChunk - 1 - i] = float(exp(rate * gap) * (kTimed ? gap : 1.0));
+  }
   int64_t base = reach(a, b, h, 0, kCausal ? within(a.offset, a.n_k) : a.n_k, rate, t);
   for (int64_t q0 = 0; q0 < a.n_q; q0 += kChunk) {
     const int rows = int(minimum(a.n_q - q0, int64_t(kChunk)));
@@ -228,6 +298,8 @@ extern "C" int32_t attnopt_forward(const void* const* tensors, void* out, float*
   int64_t* const factors[3] = {a.by_key_stride, a.by_query_stride, a.gate_stride};
   for (int i = 0; i < 9; ++i) factors[i / 3][i % 3] = *meta++;
   for (int i = 0; i < 2; ++i) a.rate_stride[i] = *meta++;
+  for (int i = 0; i < 3; ++i) a.line_q_stride[i] = *meta++;
+  for (int i = 0; i < 3; ++i) a.line_k_stride[i] = *meta++;
   a.q = static_cast<const Element*>(tensors[0]);
   a.k = static_cast<const Element*>(tensors[1]);
   a.v = static_cast<const Element*>(tensors[2]);
@@ -235,10 +307,12 @@ extern "C" int32_t attnopt_forward(const void* const* tensors, void* out, float*
   a.by_query = static_cast<const float*>(tensors[4]);
   a.gate = static_cast<const float*>(tensors[5]);
   a.rate = static_cast<const double*>(tensors[6]);
+  a.line_q = static_cast<const float*>(tensors[7]);
+  a.line_k = static_cast<const float*>(tensors[8]);
   a.out = static_cast<Element*>(out);
   a.total = total;
   if (a.n_b == 0 || a.n_q == 0) return 0;
-  if (!a.out || !a.q || (a.n_k > 0 && (!a.k || !a.v))) return 2;
+  if (!a.out || !a.q || (a.n_k > 0 && (!a.k || !a.v)) || (kLine && (!a.line_q || !a.line_k))) return 2;
   return run(a, threads);
 }
 """

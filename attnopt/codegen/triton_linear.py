@@ -11,7 +11,8 @@ from attnopt.codegen.printer import Value
 from attnopt.codegen.triton import Entry, TritonKernel, header
 from attnopt.codegen.triton_dialect import TRITON, TritonPrinter, helpers
 from attnopt.codegen.triton_forward import Argument, block_width
-from attnopt.codegen.triton_linear_gradient import GRADIENT, LAUNCH
+from attnopt.codegen.triton_linear_gradient import GRADIENT
+from attnopt.codegen.triton_linear_launch import LAUNCH
 from attnopt.codegen.triton_linear_skeleton import LINEAR
 from attnopt.codegen.triton_loads import TritonLoader
 from attnopt.codegen.triton_parts import ELEMENTS
@@ -23,6 +24,10 @@ from attnopt.spec import AttentionSpec, Pointwise
 # The state stands in registers: features times values of one head.
 _WIDEST = 128
 _ENTRIES = ("linear_state", "linear_scan", "linear_forward", "linear_dq", "linear_later", "linear_dkv")
+# Numbers of a state that one program scans.
+_SCANNED = 1024
+# The gradient of the rate goes by so many columns of values at most.
+_NARROW = 16
 # Bytes of an element and greatest width: chunk, warps, stages, the first choice first. What is wider than a row says
 # would not stay in registers.
 _Rows = dict[tuple[int, int], tuple[tuple[int, int, int], ...]]
@@ -99,7 +104,8 @@ def emit_linear(spec: AttentionSpec, layout: Layout, plan: TritonPlan, source_no
         GRADIENT,
         LAUNCH,
     ]
-    entries = (*(_entry(name, layout) for name in _ENTRIES), _entry("linear_forward", layout, exact=True))
+    names = (*_ENTRIES, "linear_drate") if form.rate != 0 else _ENTRIES
+    entries = (*(_entry(name, layout) for name in names), _entry("linear_forward", layout, exact=True))
     return TritonKernel(
         "\n\n\n".join(s.strip("\n") for s in sections) + "\n", spec.key, layout, plan, entries, "linear"
     )
@@ -136,9 +142,13 @@ def _constants(spec: AttentionSpec, form: LinearForm, layout: Layout, plan: Trit
         "BLOCK_D": block_width(heads.d_qk),
         "BLOCK_DV": block_width(heads.d_v),
         "CHUNK": plan.block_m,
-        "SCANNED": 1024,
+        "SCANNED": _SCANNED,
+        "STATE_PARTS": -(-heads.d_qk * (heads.d_v + 1) // _SCANNED),
+        "NARROW": min(_NARROW, block_width(heads.d_v)),
+        "VALUE_PARTS": block_width(heads.d_v) // min(_NARROW, block_width(heads.d_v)),
         "CAUSAL": form.causal,
         "DECAY": form.rate != 0,
+        "LINE": form.line is not None,
         "BY_KEY": form.key != 1,
         "BY_QUERY": scales_queries(form),
         "GATED": spec.gate != 1,

@@ -7,13 +7,19 @@ the keys up to there, or all of them without CAUSAL.
 
     weight[i, j] = by_query[i] by_key[j] exp(rate (place(i) - j)) q_i . k_j
 
+With LINE the decay is data, one number for each place, and `exp(line_q[i] - line_k[j])` stands for it. A state is kept
+relative to `floor`, the least `line_k` so far: then a key never grows in it, however the line runs, and a query grows
+no more than its greatest weight does.
+
 `linear_forward` makes `sum_j weight v_j` and, as `total`, `sum_j weight`. `triton_linear_gradient` has the gradients
 of both.
 """
 
 from __future__ import annotations
 
-LINEAR = r'''
+from attnopt.codegen.triton_linear_parts import kernel
+
+_HELPERS = r'''
 @triton.jit
 def powers(rate, gap):
     """exp(rate * gap), and 0 where the gap is negative."""
@@ -29,25 +35,91 @@ def own_weights(rate):
 
 
 @triton.jit
+def bounded(gap):
+    """exp(gap), finite: where there is nothing to multiply, the product is to be zero."""
+    return tl.exp2(tl.minimum(gap * LOG2E, 127.0))
+
+
+@triton.jit
+def mark(ptr, stride, place, n):
+    """The floor of the line at a key, or at the nearest one."""
+    key = tl.maximum(tl.minimum(place, n - 1), 0)
+    return tl.load(ptr + tl.cast(key, tl.int64) * stride, mask=n > 0, other=0.0)
+
+
+@triton.jit
+def line_weights(line_q, line_k):
+    """`own_weights` of a line."""
+    i = tl.arange(0, CHUNK)
+    return tl.where(i[:, None] >= i[None, :], bounded(line_q[:, None] - line_k[None, :]), 0.0)
+
+
+@triton.jit
+def grown_by(rate, line_q, before, start):
+    """What a chunk's queries multiply the state before it by, [CHUNK]."""
+    i = tl.arange(0, CHUNK)
+    if LINE:
+        return tl.where(start + i >= 0, bounded(line_q - before), 0.0)
+    else:
+        return tl.exp2((i + 1) * (rate * LOG2E))
+
+
+@triton.jit
+def faded_by(rate, line_k, end):
+    """What the keys of a chunk are multiplied by in the state after it, [CHUNK]."""
+    if LINE:
+        return bounded(end - line_k)
+    else:
+        return powers(rate, -tl.arange(0, CHUNK) + (CHUNK - 1))
+
+
+@triton.jit
+def lasting(rate, before, end, places):
+    """How much of a state is left after so many places."""
+    if LINE:
+        return bounded(end - before)
+    else:
+        return tl.exp2(rate * LOG2E * places)
+
+
+@triton.jit
+def line_of(ptr, stride, start, n):
+    """The line at the places of a chunk; zeros where the decay is none, or the same everywhere."""
+    if LINE:
+        return numbers_of(ptr, stride, start, n)
+    else:
+        return tl.zeros([CHUNK], tl.float32)
+
+
+@triton.jit
+def ends_of(ptr, stride, start, places, n):
+    """The floor of the line before `start`, and after so many places more."""
+    if LINE:
+        return mark(ptr, stride, start - 1, n), mark(ptr, stride, start + places - 1, n)
+    else:
+        return tl.cast(0.0, tl.float32), tl.cast(0.0, tl.float32)
+
+
+@triton.jit
 def base(ptr, stride0, stride1, b, h):
     """Where a head of a batch entry begins."""
     return ptr + tl.cast(b, tl.int64) * stride0 + tl.cast(h, tl.int64) * stride1
 
 
 @triton.jit
-def rows_of(ptr, stride, start, n, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A chunk of rows [CHUNK, BLOCK] from row `start` on; zeros for rows that are not there and beyond WIDTH."""
+def rows_of(ptr, stride, start, n, width, BLOCK: tl.constexpr):
+    """A chunk of rows [CHUNK, BLOCK] from row `start` on; zeros for rows that are not there and beyond width."""
     row = start + tl.arange(0, CHUNK)[:, None]
     d = tl.arange(0, BLOCK)[None, :]
-    return tl.load(ptr + tl.cast(row, tl.int64) * stride + d, mask=(row >= 0) & (row < n) & (d < WIDTH), other=0.0)
+    return tl.load(ptr + tl.cast(row, tl.int64) * stride + d, mask=(row >= 0) & (row < n) & (d < width), other=0.0)
 
 
 @triton.jit
-def store_rows(x, ptr, stride, start, n, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def store_rows(x, ptr, stride, start, n, width, BLOCK: tl.constexpr):
     """The rows of a chunk, where they are."""
     row = start + tl.arange(0, CHUNK)[:, None]
     d = tl.arange(0, BLOCK)[None, :]
-    tl.store(ptr + tl.cast(row, tl.int64) * stride + d, x, mask=(row >= 0) & (row < n) & (d < WIDTH))
+    tl.store(ptr + tl.cast(row, tl.int64) * stride + d, x, mask=(row >= 0) & (row < n) & (d < width))
 
 
 @triton.jit
@@ -101,49 +173,33 @@ def state_times(state, x):
 
 
 @triton.jit
-def taken_in(state, total, keys, by_key, values, rate):
+def taken_in(state, total, keys, by_key, values, fade, old):
     """The state after one chunk of keys more: what it held has faded, and so have the chunk's first keys."""
-    i = tl.arange(0, CHUNK)
-    faded = tl.cast(keys, tl.float32) * (by_key * powers(rate, -i + (CHUNK - 1)))[:, None]
-    old = tl.exp2(rate * LOG2E * CHUNK)
+    faded = tl.cast(keys, tl.float32) * (by_key * fade)[:, None]
     state = state * old + tl.dot(tl.trans(tl.cast(faded, ELEMENT)), values, input_precision=FP32)
     return state, total * old + tl.sum(faded, 0)
 
 
 @triton.jit
-def state_places(ptr, place, width):
-    """Where the state [BLOCK_D, BLOCK_DV] and the sum [BLOCK_D] of a segment stand, and which of them are there."""
+def state_places(ptr, place, width, column, BLOCK: tl.constexpr):
+    """Where some columns of a segment's state [BLOCK_D, BLOCK] and its sum [BLOCK_D] stand, and which are there."""
     at = ptr + tl.cast(place, tl.int64) * (D_QK * D_V + D_QK)
-    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+    d, dv = tl.arange(0, BLOCK_D), column + tl.arange(0, BLOCK)
     inside = (d[:, None] < width) & (dv[None, :] < D_V)
     return at + d[:, None] * D_V + dv[None, :], inside, at + D_QK * D_V + d, d < width
 
 
 @triton.jit
-def state_of(ptr, place, states):
+def state_of(ptr, place, states, column, BLOCK: tl.constexpr):
     """The state and the sum of a segment; zeros if there are no `states`."""
-    state_at, inside, total_at, in_width = state_places(ptr, place, tl.where(states > 0, D_QK, 0))
+    state_at, inside, total_at, in_width = state_places(ptr, place, tl.where(states > 0, D_QK, 0), column, BLOCK)
     state = tl.load(state_at, mask=inside, other=0.0)
     return state, tl.load(total_at, mask=in_width, other=0.0)
+'''
 
-
-@triton.jit(do_not_specialize=['n_k', 'low', 'span', 'segments'])
-def linear_state(
-    k_ptr, v_ptr, by_key_ptr, rate_ptr, states_ptr,
-    n_k, low, span, segments,
-    k_stride0, k_stride1, k_stride2,
-    v_stride0, v_stride1, v_stride2,
-    by_key_stride0, by_key_stride1, by_key_stride2,
-    rate_stride0, rate_stride1,
-):
-    """The state that one segment of keys leaves: `span` chunks of one query head's keys."""
-    segment = tl.program_id(0) % segments
-    h = tl.program_id(0) // segments % HEADS
-    b = tl.program_id(0) // segments // HEADS
-    rate = rate_of(rate_ptr, rate_stride0, rate_stride1, b, h)
-    k_base = base(k_ptr, k_stride0, k_stride1, b, key_head(h))
-    v_base = base(v_ptr, v_stride0, v_stride1, b, value_head(h))
-    by_key_base = base(by_key_ptr, by_key_stride0, by_key_stride1, b, h)
+_STATE = kernel(
+    "linear_state", "The state that one segment of keys leaves: `span` chunks of one query head's keys.",
+    "k v by_key rate line_k floor states", "n_k low span segments", r"""
     state = tl.zeros([BLOCK_D, BLOCK_DV], tl.float32)
     total = tl.zeros([BLOCK_D], tl.float32)
     first = low + segment * span * CHUNK
@@ -151,26 +207,22 @@ def linear_state(
         keys = rows_of(k_base, k_stride2, start, n_k, D_QK, BLOCK_D)
         values = rows_of(v_base, v_stride2, start, n_k, D_V, BLOCK_DV)
         by_key = factor_of(by_key_base, by_key_stride2, start, n_k, BY_KEY)
-        state, total = taken_in(state, total, keys, by_key, values, rate)
-    state_at, inside, total_at, in_width = state_places(states_ptr, tl.program_id(0), D_QK)
+        before, end = ends_of(floor_base, floor_stride2, start, CHUNK, n_k)
+        fade = faded_by(rate, line_of(line_k_base, line_k_stride2, start, n_k), end)
+        state, total = taken_in(state, total, keys, by_key, values, fade, lasting(rate, before, end, CHUNK))
+    state_at, inside, total_at, in_width = state_places(states_ptr, tl.program_id(0), D_QK, 0, BLOCK_DV)
     tl.store(state_at, state, mask=inside)
     tl.store(total_at, total, mask=in_width)
+""",
+)  # fmt: skip
 
-
-@triton.jit(do_not_specialize=['span', 'segments', 'backward'])
-def linear_scan(
-    states_ptr, rate_ptr,
-    span, segments, backward,
-    rate_stride0, rate_stride1,
-):
-    """For each segment the state of all before it, or after it if `backward`; without CAUSAL that of all, once."""
-    parts = tl.cdiv(D_QK * D_V + D_QK, SCANNED)
-    h = tl.program_id(0) // parts % HEADS
-    b = tl.program_id(0) // parts // HEADS
-    old = tl.exp2(rate_of(rate_ptr, rate_stride0, rate_stride1, b, h) * LOG2E * CHUNK * span)
-    place = tl.program_id(0) % parts * SCANNED + tl.arange(0, SCANNED)
+_SCAN = kernel(
+    "linear_scan",
+    "For each segment the state of all before it, or after it if `backward`; without CAUSAL that of all, once.",
+    "states rate floor", "n_k low span segments backward", r"""
+    place = part * SCANNED + tl.arange(0, SCANNED)
     inside = place < D_QK * D_V + D_QK
-    head_at = states_ptr + tl.cast(tl.program_id(0) // parts, tl.int64) * segments * (D_QK * D_V + D_QK) + place
+    head_at = states_ptr + (tl.cast(b, tl.int64) * HEADS + h) * segments * (D_QK * D_V + D_QK) + place
     running = tl.zeros([SCANNED], tl.float32)
     for turn in range(0, segments):
         segment = tl.where(backward != 0, segments - 1 - turn, turn)
@@ -178,58 +230,49 @@ def linear_scan(
         own = tl.load(at, mask=inside, other=0.0)
         if CAUSAL:
             tl.store(at, running, mask=inside)
-        running = running * old + own
+        places = span * CHUNK
+        before, end = ends_of(floor_base, floor_stride2, low + segment * places, places, n_k)
+        running = running * lasting(rate, before, end, places) + own
     if not CAUSAL:
         tl.store(head_at, running, mask=inside)
+""",
+    (("part", "STATE_PARTS"),),
+)  # fmt: skip
 
-
-@triton.jit(do_not_specialize=['n_q', 'n_k', 'offset', 'low', 'span', 'segments', 'states', 'raw'])
-def linear_forward(
-    q_ptr, k_ptr, v_ptr, by_key_ptr, by_query_ptr, gate_ptr, rate_ptr, states_ptr, out_ptr, total_ptr,
-    n_q, n_k, offset, low, span, segments, states, raw,
-    q_stride0, q_stride1, q_stride2,
-    k_stride0, k_stride1, k_stride2,
-    v_stride0, v_stride1, v_stride2,
-    by_key_stride0, by_key_stride1, by_key_stride2,
-    by_query_stride0, by_query_stride1, by_query_stride2,
-    gate_stride0, gate_stride1, gate_stride2,
-    rate_stride0, rate_stride1,
-    out_stride0, out_stride1, out_stride2,
-):
-    """The queries of one segment of a head; `raw`: neither divided nor gated."""
-    segment = tl.program_id(0) % segments
-    h = tl.program_id(0) // segments % HEADS
-    b = tl.program_id(0) // segments // HEADS
-    rate = rate_of(rate_ptr, rate_stride0, rate_stride1, b, h)
+_FORWARD = kernel(
+    "linear_forward", "The queries of one segment of a head; `raw`: neither divided nor gated.",
+    "q k v by_key by_query gate rate line_q line_k floor states out total",
+    "n_q n_k offset low span segments states raw", r"""
     own = own_weights(rate)
-    i = tl.arange(0, CHUNK)
-    q_base, out_base = base(q_ptr, q_stride0, q_stride1, b, h), base(out_ptr, out_stride0, out_stride1, b, h)
-    k_base = base(k_ptr, k_stride0, k_stride1, b, key_head(h))
-    v_base = base(v_ptr, v_stride0, v_stride1, b, value_head(h))
-    by_key_base = base(by_key_ptr, by_key_stride0, by_key_stride1, b, h)
-    by_query_base = base(by_query_ptr, by_query_stride0, by_query_stride1, b, h)
-    gate_base = base(gate_ptr, gate_stride0, gate_stride1, b, h)
-    total_base = total_ptr + (tl.cast(b, tl.int64) * HEADS + h) * n_q
-    state, sums = state_of(states_ptr, (b * HEADS + h) * states + (segment if CAUSAL else 0), states)
+    state, sums = state_of(states_ptr, (b * HEADS + h) * states + (segment if CAUSAL else 0), states, 0, BLOCK_DV)
     first = low + segment * span * CHUNK
     for start in range(first, tl.minimum(first + span * CHUNK, n_q + offset), CHUNK):
         queries = rows_of(q_base, q_stride2, start - offset, n_q, D_QK, BLOCK_D)
-        grown = tl.cast(queries, tl.float32) * tl.exp2((i[:, None] + 1) * (rate * LOG2E))
+        line_q = line_of(line_q_base, line_q_stride2, start - offset, n_q)
+        before, end = ends_of(floor_base, floor_stride2, start, CHUNK, n_k)
+        grown = tl.cast(queries, tl.float32) * grown_by(rate, line_q, before, start)[:, None]
         result = times_state(grown, state)
         total = tl.sum(grown * sums[None, :], 1)
         if CAUSAL:
             keys = rows_of(k_base, k_stride2, start, n_k, D_QK, BLOCK_D)
             values = rows_of(v_base, v_stride2, start, n_k, D_V, BLOCK_DV)
             by_key = factor_of(by_key_base, by_key_stride2, start, n_k, BY_KEY)
+            line_k = line_of(line_k_base, line_k_stride2, start, n_k)
+            if LINE:
+                own = line_weights(line_q, line_k)
             s = tl.dot(queries, tl.trans(keys), input_precision=FP32) * own * by_key[None, :]
             result += tl.dot(tl.cast(s, ELEMENT), values, input_precision=FP32)
             total += tl.sum(s, 1)
-            state, sums = taken_in(state, sums, keys, by_key, values, rate)
+            state, sums = taken_in(state, sums, keys, by_key, values, faded_by(rate, line_k, end),
+                                   lasting(rate, before, end, CHUNK))
         by_query = factor_of(by_query_base, by_query_stride2, start - offset, n_q, BY_QUERY)
         result, total = result * by_query[:, None], total * by_query
         gate = factor_of(gate_base, gate_stride2, start - offset, n_q, GATED)
-        q = start - offset + i
+        q = start - offset + tl.arange(0, CHUNK)
         done = tl.where(raw != 0, result, result / divisor(total, b, h, q, n_q, n_k)[:, None] * gate[:, None])
         store_rows(done, out_base, out_stride2, start - offset, n_q, D_V, BLOCK_DV)
         tl.store(total_base + q, total, mask=(q >= 0) & (q < n_q))
-'''
+""",
+)  # fmt: skip
+
+LINEAR = "\n\n".join((_HELPERS, _STATE, _SCAN, _FORWARD))

@@ -94,8 +94,12 @@ def sums(
     if form.offset is None:
         return queries @ _state(keys, values)
     wide = Scope(scope.axes, scope.sizes, scope.captures, None, torch.float64)
-    rate = _grid(form.rate, wide, torch.float64)
-    return _causal(queries, keys, values, rate, int(evaluate(form.offset, scope)))
+    offset = int(evaluate(form.offset, scope))
+    if form.line is not None:
+        later, sooner = (_grid(x, scope, torch.float64) for x in form.line)
+        sooner = sooner.transpose(-1, -2).expand(-1, -1, k.shape[2], -1)
+        return _by_line(queries, keys, values, (later.expand(-1, -1, q.shape[2], -1), sooner), offset)
+    return _causal(queries, keys, values, _grid(form.rate, wide, torch.float64), offset)
 
 
 def _times(x: Tensor, factor: sp.Expr, scope: Scope, over_keys: bool = False) -> Tensor:
@@ -153,10 +157,45 @@ def _causal(queries: Tensor, keys: Tensor, values: Tensor, rate: Tensor, offset:
     return found.flatten(2, 3)[:, :, front:length]
 
 
+def _by_line(queries: Tensor, keys: Tensor, values: Tensor, line: tuple[Tensor, Tensor], offset: int) -> Tensor:
+    """As `_causal`, where `exp(line[0] - line[1])` is the decay between a query and a key.
+
+    States are relative to the least of the line at the keys so far: no key grows in them, and a query grows no more
+    than its greatest weight does.
+    """
+    n_q, n_k, front = queries.shape[2], keys.shape[2], max(offset, 0)
+    length = n_q + front
+    if n_k == 0 or length == 0:
+        return values.new_zeros(*queries.shape[:3], values.shape[3])
+    ones = keys.new_ones(1, 1, max(n_q, n_k), 1)
+    floor = line[1].detach().cummin(2).values
+    later, mine, q = (_chunks(_aligned(x, front, length)) for x in (line[0], ones[:, :, :n_q], queries))
+    back = [_aligned(x, max(-offset, 0), length) for x in (line[1], ones[:, :, :n_k], keys, values)]
+    sooner, there, k, v = (_chunks(x) for x in back)
+    ends = torch.arange(CHUNK - 1, q.shape[2] * CHUNK, CHUNK, device=q.device) - max(-offset, 0)
+    ends = floor[:, :, ends.clamp(0, n_k - 1)].unsqueeze(-1)
+    before = torch.cat([floor[:, :, :1, None], ends[:, :, :-1]], 2)
+    steps = torch.arange(CHUNK, device=q.device)
+    seen = (steps[:, None] >= steps) & (mine * there.transpose(-1, -2) != 0)
+    decay = torch.where(seen, torch.exp((later - sooner.transpose(-1, -2)).masked_fill(~seen, 0.0)), 0.0).to(q.dtype)
+    inside = (q @ k.transpose(-1, -2) * decay) @ v
+    fading = torch.exp(torch.where(there != 0, ends - sooner, 0.0)).to(q.dtype)
+    states = _running((k * fading).transpose(-1, -2) @ v, torch.exp(ends - before))
+    # Where no key is before a chunk there is nothing to grow.
+    some = (states.detach() != 0).any(-1, keepdim=True).any(-2, keepdim=True)
+    growing = torch.exp((later - before).masked_fill(~(some & (mine != 0)), 0.0)).to(q.dtype)
+    found = inside + (q * growing) @ states
+    return found.flatten(2, 3)[:, :, front:length]
+
+
 def _running(made: Tensor, fade: Tensor) -> Tensor:
-    """For each chunk the state that all chunks before it left, `[B, H, chunks, d_qk, d_v]`."""
+    """For each chunk the state that all chunks before it left, `[B, H, chunks, d_qk, d_v]`.
+
+    `fade` is what is left of a state after a chunk, with an axis of chunks or the same for all.
+    """
     state, states = torch.zeros_like(made[:, :, 0], dtype=torch.float64), []
-    for part in made.unbind(2):
+    fades = fade.unbind(2) if fade.dim() == 5 else [fade] * made.shape[2]
+    for part, left in zip(made.unbind(2), fades, strict=True):
         states.append(state.to(made.dtype))
-        state = state * fade + part
+        state = state * left + part
     return torch.stack(states, 2)

@@ -18,7 +18,6 @@ from torch import Tensor
 from attnopt.analysis.linear_form import CHUNK, LinearForm, linear_form
 from attnopt.analysis.mixed_form import LEAST, MixedForm, mixed_form
 from attnopt.errors import AttnoptError
-from attnopt.expr import load_names
 from attnopt.options import Options
 from attnopt.runtime import linear, mixed
 from attnopt.runtime.capturing import capturing
@@ -65,13 +64,12 @@ class Gradients:
     def _pulled(self, backend: NativeSums, grad: Tensor, leaves: Sequence[Tensor], scalars: Sequence[int]) -> Tensor:
         """The products of the gradient's rows and the result's, `[B, H, n_q, 1]` in fp64."""
         q, k, v, *captures = leaves
-        fixed = [t.detach() for t in captures]
         scope = linear.scope_of(self.spec, q, k, captures, scalars, compute=torch.float64)
         if self.mixed is None:
-            pulled, total = backend.pulled(grad, q, k, v, backend.factors(q, k, fixed, scalars))
+            pulled, total = backend.pulled(grad, q, k, v, backend.factors(q, k, captures, scalars))
             return linear.finished(self.spec, scope, pulled, total)
         near, lse, queries, keys = self._near(q, k, v, captures, scalars)
-        pulled, total = backend.pulled(grad, queries, keys, v, backend.factors(queries, keys, fixed, scalars))
+        pulled, total = backend.pulled(grad, queries, keys, v, backend.factors(queries, keys, captures, scalars))
         beside = (grad * near).sum(-1, keepdim=True).double()
         out = mixed._joined(beside, lse.double().unsqueeze(-1), pulled / total.clamp_min(LEAST), total)
         return mixed._gated(self.spec, scope, out)
@@ -89,13 +87,12 @@ class Gradients:
 
     def _out(self, backend: TritonLinear, leaves: Sequence[Tensor], scalars: Sequence[int]) -> Tensor:
         q, k, v, *captures = leaves
-        fixed = [t.detach() for t in captures]
         scope = linear.scope_of(self.spec, q, k, captures, scalars)
         if self.mixed is None:
-            found, total = backend.sums(q, k, v, scalars, backend.factors(q, k, fixed, scalars))
+            found, total = backend.sums(q, k, v, scalars, backend.factors(q, k, captures, scalars))
             return linear.finished(self.spec, scope, found, total.unsqueeze(-1))
         near, lse, queries, keys = self._near(q, k, v, captures, scalars)
-        made = backend.factors(queries, keys, fixed, scalars)
+        made = backend.factors(queries, keys, captures, scalars)
         found, total = backend.sums(queries, keys, v, scalars, made)
         total = total.unsqueeze(-1)
         out = mixed._joined(near.float(), lse.unsqueeze(-1), found / total.clamp_min(LEAST), total)
@@ -137,35 +134,27 @@ def gradients(
     form = linear_form(spec) if parts is None else parts.linear
     if form is None or 0 in (*q.shape, k.shape[2]) or not any(needs) or q.dtype == torch.float64:
         return None
-    problem = _fixed(spec, form, needs)
-    if not runs_on(q.device, options) and (problem or (problem := _better(parts, q, k, needs))):
+    problem = "" if runs_on(q.device, options) else _better(parts, q, k, needs)
+    if problem:
         log.info("gradients of %s run in torch's operators: %s", spec, problem)
         return None
     try:
-        kernels = None if problem else _kernels(spec, form, parts, q, options, warn)
-        if kernels is None and not problem:
+        kernels = _kernels(spec, form, parts, q, options, warn)
+        if kernels is None:
             return None  # it was said why
-        if kernels is not None:
-            problem = kernels.problem
-            if not problem and tuple(needs) not in kernels.checked and options.first_use_check and not capturing():
-                kernels.problem = problem = _disagrees(kernels, grad, tensors, scalars, needs)
-                kernels.checked.add(tuple(needs))
-            if not problem:
-                found = kernels.run(grad, tensors, scalars, needs)
-                wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed]
-                return [g.to(t.dtype).contiguous() for g, t in zip(found, wanted, strict=True)]
+        problem = kernels.problem
+        if not problem and tuple(needs) not in kernels.checked and options.first_use_check and not capturing():
+            kernels.problem = problem = _disagrees(kernels, grad, tensors, scalars, needs)
+            kernels.checked.add(tuple(needs))
+        if not problem:
+            found = kernels.run(grad, tensors, scalars, needs)
+            wanted = [t for t, needed in zip(tensors, needs, strict=True) if needed]
+            return [g.to(t.dtype).contiguous() for g, t in zip(found, wanted, strict=True)]
     except AttnoptError as error:
         problem = str(error)
     problem = problem.rstrip(".")
     warn(f"no kernel for the gradients of a linear attention: {problem}. Torch's operators compute them.")
     return None
-
-
-def _fixed(spec: AttentionSpec, form: LinearForm, needs: Sequence[bool]) -> str:
-    """Why a capture has no gradient by kernels: it is a factor of weights, or a rate; empty if none is."""
-    held = load_names(form.key, form.query, form.rate)
-    learned = [c.name for c, needed in zip(spec.captures, needs[3:], strict=False) if needed and c.name in held]
-    return f"{', '.join(learned)} takes part in the weights" if learned else ""
 
 
 def _better(parts: MixedForm | None, q: Tensor, k: Tensor, needs: Sequence[bool]) -> str:

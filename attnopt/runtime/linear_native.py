@@ -27,8 +27,8 @@ from attnopt.runtime.site import Site
 from attnopt.runtime.triton_launch import runs_on
 from attnopt.spec import AttentionSpec
 
-_POINTERS = ctypes.c_void_p * 7
-_NUMBERS = ctypes.c_int64 * 32
+_POINTERS = ctypes.c_void_p * 9
+_NUMBERS = ctypes.c_int64 * 38
 
 
 class NativeLinear:
@@ -63,19 +63,21 @@ def launch(
     the query at place i counts as one at place i + `ahead`.
     """
     q, k, _ = tensors
-    along = (*tensors, out), (made.by_key, made.by_query, made.gate)
+    along = (*tensors, out), (made.by_key, made.by_query, made.gate), made.line or (None, None)
     numbers = [q.shape[0], q.shape[2], k.shape[2], made.offset, ahead]
-    pointers = []
-    for count, some in zip((4, 3), along, strict=True):
+    pointers: list[int | None] = []
+    for count, some in zip((4, 3, 3), along, strict=True):
         for tensor in some:
             strides = _strides(tensor, count)
             last = strides[2] * (tensor.shape[2] - 1) * tensor.element_size() if reverse and tensor is not None else 0
             pointers.append(None if tensor is None else tensor.data_ptr() + last)
             numbers += [*strides[:2], -strides[2] if reverse else strides[2], *strides[3:]]
+        if count == 3 and len(pointers) == 7:  # behind the factors
+            pointers.append(None if made.rate is None else made.rate.data_ptr())
+            numbers += _strides(made.rate, 2)
     place = pointers.pop(3)
     status = library.run(
-        _POINTERS(*pointers, None if made.rate is None else made.rate.data_ptr()), place,
-        None if total is None else total.data_ptr(), _NUMBERS(*numbers, *_strides(made.rate, 2)),
+        _POINTERS(*pointers), place, None if total is None else total.data_ptr(), _NUMBERS(*numbers),
         torch.get_num_threads(),
     )  # fmt: skip
     if status:

@@ -5,7 +5,9 @@ See `codegen/cpp_linear`. Products are fp32 and states are summed in fp64, whate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,24 +31,35 @@ _SOME = 64
 
 
 class NativeSums:
-    """Two loaded kernels: `forward` with features of q and k as depth, `backward` with values as depth."""
+    """Loaded kernels: `forward` with features of q and k as depth, `backward` with values as depth.
+
+    `timed` makes the one for gradients of rates: `forward` with every weight times its distance.
+    """
 
     name = "cpp linear"
 
-    def __init__(self, spec: AttentionSpec, form: LinearForm, forward: Library, backward: Library) -> None:
-        self.spec, self.form, self.forward, self.backward = spec, form, forward, backward
+    def __init__(
+        self, spec: AttentionSpec, form: LinearForm, forward: Library, backward: Library, timed: Callable[[], Library]
+    ) -> None:
+        self.spec, self.form, self.forward, self.backward, self.timed = spec, form, forward, backward, timed
 
     def factors(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Factors:
         """What the kernels take beside q, k and v."""
         return factors(self.spec, self.form, q, k, captures, scalars)
 
     def pulled(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, made: Factors) -> tuple[Tensor, Tensor]:
-        """`(grad . sum_k w v, sum_k w)` in fp64 `[B, H, n_q, 1]` each, differentiable by q, k and v.
+        """`(grad . sum_k w v, sum_k w)` in fp64 `[B, H, n_q, 1]` each, differentiable by q, k, v and factors.
 
         What follows the sums multiplies a row of values by one number. So the gradient of a function of both is all
         that is needed of it, and no tensor of the size of the result is made in fp64.
         """
-        return _Pulled.apply(q, k, v, grad, self, made)  # type: ignore[no-any-return, no-untyped-call]
+        by_query = made.by_query
+        if by_query is None or not by_query.requires_grad:
+            return _Pulled.apply(q, k, v, grad, *_learned(made), self, made)  # type: ignore[no-any-return, no-untyped-call]
+        fixed = replace(made, by_query=None)
+        found, total = _Pulled.apply(q, k, v, grad, *_learned(made), self, fixed)  # type: ignore[no-untyped-call]
+        factor = by_query.unsqueeze(-1).double()
+        return found * factor, total * factor
 
 
 class _Pulled(torch.autograd.Function):
@@ -57,13 +70,13 @@ class _Pulled(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, backend: NativeSums, made: Factors
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, grad, *_, backend, made = given
         heads, middle = backend.spec.heads, _middle(v)
+        made = _raw(made)
         found, total = _empty(q, q.shape[2], v.shape[3]), torch.empty(q.shape[:3], dtype=torch.float32)
         keys, values = _spread(k, heads.k_map), _spread(v - middle, heads.v_map)
-        launch(backend.forward, (_rows(q), keys, values), _raw(made), found, total)
+        launch(backend.forward, (_rows(q), keys, values), made, found, total)
         moved = (grad * _spread(middle, heads.v_map)).sum(-1, keepdim=True).double()
         ctx.save_for_backward(q, keys, values, grad, moved)
         ctx.given = backend, made
@@ -77,24 +90,51 @@ class _Pulled(torch.autograd.Function):
         heads, ahead = backend.spec.heads, q.shape[2] - keys.shape[2]
         dtotal = (dtotal + dpulled * moved).float()
         q, grad = _rows(q), _rows(grad * dpulled.float())
-        swapped = Factors(made.by_query, made.by_key, None, made.rate, made.offset + ahead)
+        line = None if made.line is None else (-made.line[1], -made.line[0])
+        swapped = Factors(made.by_query, made.by_key, None, made.rate, made.offset + ahead, line)
+        needs_q, needs_k, needs_v, _, by_key, by_rate, by_line_q, by_line_k, *_ = ctx.needs_input_grad
         dq = dk = dv = None
-        if any(ctx.needs_input_grad[:2]):
-            # A value of one makes the sum of the weights.
-            values = torch.cat([values, values.new_ones(1).expand(*values.shape[:3], 1)], -1)
-            pull = torch.cat([grad, dtotal], -1)
-        if ctx.needs_input_grad[0]:
+        factors: list[Tensor | None] = [None] * 4
+        # A value of one makes the sum of the weights.
+        ones = torch.cat([values, values.new_ones(1).expand(*values.shape[:3], 1)], -1)
+        pull = torch.cat([grad, dtotal], -1)
+        if needs_q or by_line_q:
             dq = _empty(q, q.shape[2], q.shape[3])
-            launch(backend.backward, (pull, values, keys), _raw(made), dq)
-        if ctx.needs_input_grad[1]:
+            launch(backend.backward, (pull, ones, keys), made, dq)
+            factors[2] = (q * dq).sum(-1) if by_line_q else None
+        if needs_k or by_key or by_line_k:
             dk = _empty(q, keys.shape[2], keys.shape[3])
-            launch(backend.backward, (values, pull, q), swapped, dk, reverse=True, ahead=ahead)
+            raw = replace(swapped, by_query=None) if by_key else swapped
+            launch(backend.backward, (ones, pull, q), raw, dk, reverse=True, ahead=ahead)
+            if by_key:
+                factors[0] = (keys * dk).sum(-1)
+                dk = dk * made.by_key.unsqueeze(-1)
+            factors[3] = -(keys * dk).sum(-1) if by_line_k else None
             dk = gathered(dk, heads.k_map, heads.k)
-        if ctx.needs_input_grad[2]:
+        if needs_v:
             dv = _empty(q, keys.shape[2], grad.shape[3])
             launch(backend.forward, (keys, q, grad), swapped, dv, reverse=True, ahead=ahead)
             dv = gathered(dv, heads.v_map, heads.v)
-        return dq, dk, dv, None, None, None
+        if by_rate:
+            factors[1] = _by_rate(backend.timed(), (q, keys, values), grad, dtotal, made)
+        return dq if needs_q else None, dk if needs_k else None, dv, None, *factors, None, None
+
+
+def _by_rate(
+    timed: Library, tensors: tuple[Tensor, Tensor, Tensor], grad: Tensor, dtotal: Tensor, made: Factors
+) -> Tensor:
+    """The gradient of the rates, from sums in which every weight is multiplied by its distance."""
+    q = tensors[0]
+    found, total = _empty(q, *grad.shape[2:]), torch.empty(q.shape[:3], dtype=torch.float32)
+    launch(timed, tensors, made, found, total)
+    each = (grad * found).sum((2, 3), dtype=torch.float64) + (dtotal[..., 0] * total).sum(2, dtype=torch.float64)
+    assert made.rate is not None
+    return each.sum_to_size(made.rate.shape)
+
+
+def _learned(made: Factors) -> tuple[Tensor | None, ...]:
+    """What the gradient of sums may be asked for beside q, k and v."""
+    return made.by_key, made.rate, *(made.line or (None, None))
 
 
 def _middle(v: Tensor) -> Tensor:
@@ -104,7 +144,10 @@ def _middle(v: Tensor) -> Tensor:
 
 
 def _raw(made: Factors) -> Factors:
-    return Factors(made.by_key, made.by_query, None, made.rate, made.offset)
+    """Without the gate, and apart from how the factors were made."""
+    cut = [None if x is None else x.detach() for x in (made.by_key, made.by_query, made.rate)]
+    line = None if made.line is None else (made.line[0].detach(), made.line[1].detach())
+    return Factors(cut[0], cut[1], None, cut[2], made.offset, line)
 
 
 def _empty(q: Tensor, rows: int, width: int) -> Tensor:
@@ -129,13 +172,15 @@ def _spread(x: Tensor, table: Sequence[int]) -> Tensor:
 def build_sums(spec: AttentionSpec, form: LinearForm, options: Options, warn: Warn) -> NativeSums | None:
     """The kernels for a spec with a linear form; None, and a warning with the reason, where there are none."""
     heads, layout = spec.heads, Layout("float32")
+
+    def made(depth: int, width: int, timed: bool = False) -> Library:
+        kernel = emit_linear(plain_sums(form, heads.q, depth, width), form, layout, vector_lanes(), timed)
+        dump.kernel(options.dump, f"{kernel.spec_key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
+        return build_kernel(kernel, options, warn, spec.text)
+
     try:
-        made = []
-        for depth, width in ((heads.d_qk, heads.d_v), (heads.d_v + 1, heads.d_qk)):
-            kernel = emit_linear(plain_sums(form, heads.q, depth, width), form, layout, vector_lanes())
-            dump.kernel(options.dump, f"{kernel.spec_key[:16]}_{kernel.key[:8]}.cpp", kernel.source)
-            made.append(build_kernel(kernel, options, warn, spec.text))
-        return NativeSums(spec, form, made[0], made[1])
+        both = made(heads.d_qk, heads.d_v), made(heads.d_v + 1, heads.d_qk)
+        return NativeSums(spec, form, *both, functools.cache(lambda: made(heads.d_qk, heads.d_v, True)))
     except AttnoptError as error:
         warn(f"no C++ gradients of a linear attention: {str(error).rstrip('.')}. Torch's operators run instead.")
         return None

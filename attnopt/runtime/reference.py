@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -150,7 +151,9 @@ def _pointwise(
     """Weights `[B, H, Q, K]` that are the scores; lse of a row is the logarithm of what it is divided by."""
     accumulate = torch.float64 if s.dtype == torch.float64 else torch.float32
     scope.s = s
-    weights = evaluate(spec.score, scope).to(s.dtype).to(accumulate).expand(shape)
+    # What a mask leaves out must not overflow where gradients are recorded: they would be zero times infinity.
+    score = _bounded(spec.score, spec.keep) if torch.is_grad_enabled() else spec.score
+    weights = evaluate(score, scope).to(s.dtype).to(accumulate).expand(shape)
     if spec.keep != sp.true:
         keep = evaluate(spec.keep, _without_scores(scope))
         weights = torch.where(keep, weights, torch.zeros((), dtype=accumulate, device=s.device))
@@ -159,6 +162,15 @@ def _pointwise(
     divide = evaluate(spec.normalizer.divide, row).to(accumulate).expand(*shape[:-1], 1)
     none = torch.zeros(*shape[:-1], 1, dtype=torch.bool, device=s.device)
     return (weights / divide).to(s.dtype), divide.abs().log(), none
+
+
+@functools.lru_cache(maxsize=1024)
+def _bounded(score: sp.Expr, keep: sp.Basic) -> sp.Expr:
+    """The score with exponentials of zero, where they depend on places, for the keys that are left out."""
+    found = [x for x in score.atoms(sp.exp) if ex.depends(x, ex.q, ex.k)]
+    if keep == sp.true or not found:
+        return score
+    return score.xreplace({x: sp.exp(ex.Where(keep, x.args[0], sp.S.Zero)) for x in found})
 
 
 def _mixed(

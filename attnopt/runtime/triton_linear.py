@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,16 @@ class TritonLinear:
             shape = (q.shape[0], q.shape[1], q.shape[2])
             one = torch.ones(1, 1, 1, dtype=torch.float64, device=q.device) if by_query is None else by_query.double()
             by_query = (one * shift).float().expand(shape)
-        return Factors(made.by_key, by_query, made.gate, None if rate is None else rate.float(), made.offset)
+        return replace(made, by_query=by_query, rate=None if rate is None else rate.float())
 
     def sums(self, q: Tensor, k: Tensor, v: Tensor, scalars: Sequence[int], made: Factors) -> tuple[Tensor, Tensor]:
-        """`(sum_k w v [B, H, n_q, d_v], sum_k w [B, H, n_q])` in fp32, differentiable by q, k and v."""
-        return _Sums.apply(q, k, v, self, scalars, made)  # type: ignore[no-any-return, no-untyped-call]
+        """`(sum_k w v [B, H, n_q, d_v], sum_k w [B, H, n_q])` in fp32, differentiable by q, k, v and the factors."""
+        by_query = made.by_query
+        if by_query is None or not by_query.requires_grad:
+            return _Sums.apply(q, k, v, *_learned(made), self, scalars, made)  # type: ignore[no-any-return, no-untyped-call]
+        fixed = replace(made, by_query=torch.ones_like(by_query[:1, :1, :1]))
+        found, total = _Sums.apply(q, k, v, *_learned(made), self, scalars, fixed)  # type: ignore[no-untyped-call]
+        return found * by_query.unsqueeze(-1), total * by_query
 
     def _launch(
         self, name: str, tensors: tuple[Tensor, ...], scalars: Sequence[int], made: Factors, **more: Any
@@ -75,6 +81,8 @@ class TritonLinear:
         if problem:
             raise CompileError(problem)
         about = {"by_key": made.by_key, "by_query": made.by_query, "rate": made.rate, "offset": made.offset}
+        if made.line is not None:
+            about["line"] = *made.line, made.line[1].cummin(-1).values
         about |= {"processors": self.chip.processors, **more}
         with on(tensors[0].device):
             if self.ready and usual(*tensors[:3], ()) and tensors[0].shape[3] % 16 == 0:
@@ -88,34 +96,48 @@ class TritonLinear:
         return self.restored
 
 
+def _learned(made: Factors) -> tuple[Tensor | None, ...]:
+    """What the gradient of sums may be asked for beside q, k and v."""
+    return made.by_key, made.rate, *(made.line or (None, None))
+
+
 class _Sums(torch.autograd.Function):
     """The sums of a linear attention, and their gradients by kernels."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, backend: TritonLinear, scalars: Sequence[int], made: Factors
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(q, k, v)
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        *tensors, backend, scalars, made = given
+        ctx.save_for_backward(*tensors)
         ctx.given = backend, scalars, made
-        found: tuple[Tensor, Tensor] = backend._launch("linear", (q, k, v), scalars, made, raw=True)
+        found: tuple[Tensor, Tensor] = backend._launch("linear", tuple(tensors[:3]), scalars, made, raw=True)
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, dtotal: Tensor) -> tuple[Any, ...]:
         backend, scalars, made = ctx.given
-        q, k, v = ctx.saved_tensors
+        q, k, v, by_key, rate, *_ = ctx.saved_tensors
+        scale = None
         if q.dtype == torch.float16:  # small where many weights were divided by: moved to where fp16 has digits
             top = torch.maximum(grad.abs().amax(), torch.finfo(torch.float32).tiny * torch.ones_like(grad[0, 0, 0, 0]))
             scale = torch.exp2(6 - top.log2().ceil()).clamp(max=2.0**100)
             grad, dtotal = grad * scale, dtotal * scale
         given = (q, k, v, grad.to(q.dtype), dtotal.contiguous())
-        found = backend._launch("linear_backward", given, scalars, made)
-        if q.dtype == torch.float16:
-            found = tuple(x / scale for x in found)
-        dq, dk, dv = found
-        heads = backend.spec.heads
+        by_key_needed, by_rate, by_line_q, by_line_k = ctx.needs_input_grad[3:7]
+        own = {"own_key": torch.ones_like(by_key[:1, :1, :1])} if by_key_needed else {}
+        found = list(backend._launch("linear_backward", given, scalars, made, **own))
+        if by_rate:
+            found.append(backend._launch("linear_backward_rate", given, scalars, made).sum_to_size(rate.shape))
+        dq, dk, dv, *drate = found if scale is None else [x / scale for x in found]
+        heads, factors = backend.spec.heads, [None, *(drate or [None]), None, None]
+        keys = k[:, list(heads.k_map)].float() if by_key_needed or by_line_k else None
+        if by_key_needed:
+            factors[0] = (keys * dk).sum(-1)
+            dk, dv = dk * by_key.unsqueeze(-1), dv * by_key.unsqueeze(-1)
+        # A pair's weight grows with the line at the query as it does with the query itself.
+        factors[2] = (q.float() * dq).sum(-1) if by_line_q else None
+        factors[3] = -(keys * dk).sum(-1) if by_line_k else None
         dk, dv = gathered(dk, heads.k_map, heads.k), gathered(dv, heads.v_map, heads.v)
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *factors, None, None, None
 
 
 def gathered(x: Tensor, table: Sequence[int], count: int) -> Tensor:

@@ -36,6 +36,7 @@ LINEAR = (
     (spec(ex.s, PAD), LinearForm(sp.S.One, ex.Where(PAD, sp.S.One, sp.S.Zero))),
     (spec(ex.s * sp.exp(-RATE * GAP), CAUSAL), LinearForm(sp.S.One, sp.S.One, -RATE, sp.S.Zero)),
     (spec(ex.s * sp.exp(-RATE * ex.Maximum(GAP, sp.S.Zero)), CAUSAL), LinearForm(sp.S.One, sp.S.One, -RATE, sp.S.Zero)),
+    (spec(ex.s * sp.exp(BY_Q - BY_K), CAUSAL), LinearForm(sp.S.One, sp.S.One, offset=sp.S.Zero, line=(BY_Q, BY_K))),
 )
 
 
@@ -53,7 +54,9 @@ OTHERS = (
     spec(ex.s, divide=ex.a),
     spec(ex.s * sp.exp(-RATE * GAP)),  # a decay without a mask grows without bound
     spec(ex.s * sp.exp(-(GAP**2)), CAUSAL),
-    spec(ex.s * sp.exp(ex.load("row", ex.b, ex.h, ex.q) - ex.load("column", ex.k)), CAUSAL),  # could overflow apart
+    spec(ex.s * sp.exp(BY_Q - BY_K)),  # nor may one that is data
+    spec(ex.s * sp.exp(BY_Q * BY_K), CAUSAL),
+    spec(ex.s * sp.exp(BY_Q - BY_K - RATE * GAP) * sp.exp(sp.Abs(GAP)), CAUSAL),
     spec(ex.s, sp.Ge(ex.k - ex.q, 0)),
     spec(ex.s, sp.And(CAUSAL, sp.Ge(4 - GAP, 0))),
     spec(ex.s, sp.Or(CAUSAL, PAD)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 
 pytest.importorskip("triton")
@@ -32,12 +33,13 @@ ALL = bool(os.environ.get("ATTNOPT_TEST_ALL"))
 # Of a sum of products relative to the largest result: each of three roundings of an element, and what cancels.
 ROUNDINGS = 8
 CASES: tuple[dict[str, Any], ...] = (
-    {"sizes": (50, 50), "offset": 0, "decay": True, "segments": 3},
+    {"sizes": (40, 50), "offset": 5, "decay": True, "segments": 3},
     {"sizes": (37, 21)},
     {"sizes": (20, 40), "segments": 2, "factors": True},
-    {"sizes": (30, 50), "segments": 3, "factors": True, "offset": 20, "strided": True},
-    {"sizes": (50, 30), "segments": 2, "decay": True, "offset": -30},
+    {"sizes": (30, 50), "segments": 3, "factors": True, "offset": 20, "strided": True, "line": True},
+    {"sizes": (40, 30), "segments": 2, "decay": True, "offset": -20},
     {"sizes": (1, 1), "offset": 0},
+    {"sizes": (40, 20), "offset": -10, "line": True},
 )
 
 
@@ -72,6 +74,7 @@ def test_the_text_is_a_module_that_says_what_it_is() -> None:
     assert "key     " + made.spec_key in (ast.get_docstring(tree) or "")
     assert "CAUSAL = tl.constexpr(True)" in made.source
     names = [entry.name for entry in made.entries]
+    assert "LINE = tl.constexpr(False)" in made.source
     assert names == [*(f"linear_{x}" for x in ("state", "scan", "forward", "dq", "later", "dkv")), "linear_sums"]
     functions = {f.name: [a.arg for a in f.args.args] for f in tree.body if isinstance(f, ast.FunctionDef)}
     functions["linear_sums"] = functions["linear_forward"]
@@ -80,6 +83,20 @@ def test_the_text_is_a_module_that_says_what_it_is() -> None:
     kinds = {entry.name: {a.name: a.kind for a in entry.arguments}["out_ptr"] for entry in made.entries
              if entry.name in ("linear_forward", "linear_sums")}  # fmt: skip
     assert kinds == {"linear_forward": "bfloat16", "linear_sums": "float32"}
+
+
+def test_a_decay_has_a_kernel_for_its_rate_and_a_line_of_places_has_none() -> None:
+    rate, line = Capture("rate", "float", (8,)), Capture("line", "float", (None, 8, None))
+    fading = _kernel(_spec(score=ex.s * sp.exp(ex.load("rate", ex.h) * (ex.k - ex.q)), captures=(rate,)), BF16)
+    places = sp.exp(ex.load("line", ex.b, ex.h, ex.q) - ex.load("line", ex.b, ex.h, ex.k))
+    lined = _kernel(_spec(score=ex.s * places, captures=(line,)), BF16)
+    has = ["linear_drate" in [entry.name for entry in made.entries] for made in (fading, lined, _kernel(_spec(), BF16))]
+    assert has == [True, False, False]
+    for made, flags in ((fading, (True, False)), (lined, (False, True))):
+        assert [f"{x} = tl.constexpr({y})" in made.source for x, y in zip(("DECAY", "LINE"), flags, strict=True)] == [
+            True,
+            True,
+        ]
 
 
 def test_what_differs_from_spec_to_spec_is_golden(golden: Callable[[str, str], None]) -> None:

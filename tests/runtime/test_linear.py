@@ -24,6 +24,8 @@ HEADS = Heads(4, 2, 4, 8, 6)
 CAUSAL, BOTTOM = sp.Ge(ex.q - ex.k, 0), sp.Ge(ex.q - ex.k + ex.n_k - ex.n_q, 0)
 DECAY = sp.exp(-ex.load("rate", ex.h) * (ex.q - ex.k))
 RATE = (Capture("rate", "float", (4,)),)
+LINE = sp.exp(ex.load("line", ex.b, ex.h, ex.q) - ex.load("line", ex.b, ex.h, ex.k))
+LINES = (Capture("line", "float", (None, 4, None)), Capture("column", "float", (4, None)))
 PAD = (Capture("pad", "bool", (None, None)),)
 KEPT = sp.Ne(ex.load("pad", ex.b, ex.k, integer=True), 0)
 
@@ -38,6 +40,7 @@ SPECS = {
     "causal": spec(keep=CAUSAL, divide=ex.t),
     "bottom_right": spec(keep=BOTTOM, divide=ex.Maximum(sp.Abs(ex.t), sp.S.One)),
     "decay": spec(ex.s * DECAY, CAUSAL, captures=RATE, gate=ex.load("rate", ex.h)),
+    "line": spec(ex.s * LINE * ex.load("column", ex.h, ex.k), CAUSAL, ex.t + 1, captures=LINES),
     "padded": spec(keep=sp.And(CAUSAL, KEPT), divide=ex.t + 1, captures=PAD),
 }
 
@@ -53,6 +56,9 @@ def inputs(
 
     q, k, v = draw(2, 4, n_q, 8), draw(2, 2, n_k, 8), draw(2, 4, n_k, 6) - 0.5
     known = {"rate": draw(4) / 4, "pad": torch.rand(2, n_k, generator=generator) > 0.3}
+    # Decays of each place, summed up: between them some that leave nothing, and some places that grow.
+    known["line"] = (0.1 - draw(2, 4, max(n_q, n_k)) - 200 * (draw(max(n_q, n_k)) > 0.97)).cumsum(-1)
+    known["column"] = draw(4, n_k)
     return [q, k, v], [known[c.name] for c in given.captures]
 
 
@@ -98,7 +104,7 @@ def test_the_operator_runs_it_where_it_pays_and_its_gradient_too(monkeypatch: py
     assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in leaves)
 
 
-@pytest.mark.parametrize("name", ["divided", "decay", "padded"])
+@pytest.mark.parametrize("name", ["divided", "decay", "padded", "line"])
 def test_gradients_agree_with_those_of_the_reference(name: str) -> None:
     given = SPECS[name]
     qkv, captures = inputs(given, 300, 300)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from attnopt import expr as ex
-from attnopt.analysis.linear_form import linear_form
 from attnopt.analysis.mixed_form import mixed_form
 from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import dispatch, linear_gradient, linear_sums, op
 from attnopt.runtime.gradient import expected
 from attnopt.runtime.gradient import gradients as torch_gradients
-from attnopt.runtime.linear_gradient import _fixed, applies, gradients
+from attnopt.runtime.linear_gradient import applies, gradients
 from attnopt.spec import AttentionSpec, Capture, Heads
 from tests.runtime import test_linear as plain
 from tests.runtime import test_mixed as beside
@@ -33,17 +32,6 @@ def test_where_the_forward_has_a_linear_part() -> None:
         assert applies(inputs.SPECS[name], qkv[0], qkv[1]) is wanted
 
 
-@pytest.mark.parametrize(
-    ("name", "needs", "said"), [("decay", True, "rate"), ("decay", False, ""), ("padded", True, "pad")]
-)
-def test_factors_of_weights_are_fixed(name: str, needs: bool, said: str) -> None:
-    form = linear_form(plain.SPECS[name])
-    assert form is not None
-    found = _fixed(plain.SPECS[name], form, (True, True, True, needs))
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
-
-
 @pytest.mark.parametrize("change", ["double", "nothing", "empty"])
 def test_no_gradient_and_no_word_where_there_is_nothing_to_do(change: str) -> None:
     given, heard = plain.SPECS["causal"], []
@@ -53,16 +41,6 @@ def test_no_gradient_and_no_word_where_there_is_nothing_to_do(change: str) -> No
     needs: Any = [change != "nothing"] * 3
     assert gradients(given, grad, qkv, (), needs, heard.append, Options()) is None
     assert not heard
-
-
-def test_a_learned_rate_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    given, heard = plain.SPECS["decay"], []
-    qkv, captures = plain.inputs(given, 20, 20, torch.float32)
-    tensors = [*qkv, *captures]
-    with caplog.at_level("INFO", "attnopt"):
-        assert gradients(given, torch.zeros(2, 4, 20, 6), tensors, (), [True] * 4, heard.append, Options()) is None
-    assert not heard
-    assert "rate takes part in the weights" in caplog.text
 
 
 def _expected(given: Any, pull: Tensor, tensors: list[Tensor], needs: list[bool]) -> list[Tensor]:

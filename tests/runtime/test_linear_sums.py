@@ -41,16 +41,21 @@ def _given(given: AttentionSpec, sizes: tuple[int, int], dtype: torch.dtype) -> 
     qkv, captures = plain.inputs(given, *sizes, dtype)
     captures = [x.float() if x.is_floating_point() else x for x in captures]
     grad = torch.randn((*qkv[0].shape[:3], 6), generator=torch.Generator().manual_seed(5)).to(dtype)
-    return grad, [*qkv, *captures], [True] * 3 + [False] * len(captures)
+    return grad, [*qkv, *captures], [x.is_floating_point() for x in (*qkv, *captures)]
 
 
-CASES = [*((name, torch.float32) for name in SPECS), ("padded", torch.bfloat16), ("decay", torch.float16)]
+CASES = [
+    *((name, torch.float32) for name in SPECS),
+    ("padded", torch.bfloat16),
+    ("decay", torch.float16),
+    ("line", torch.bfloat16),
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_gradients_are_as_right_as_those_of_the_reference(name: str, dtype: torch.dtype) -> None:
-    """A row with one key, divided by its sum, has no gradient: there nothing but roundings is compared."""
-    kernels, single = _built(SPECS[name]), name in ("causal", "divided", "bottom_right")
+    """A row with one key, divided by its sum, has no gradient, and none by its line: there roundings are compared."""
+    kernels, single = _built(SPECS[name]), name in ("causal", "divided", "bottom_right", "line")
     for sizes in SIZES:
         grad, tensors, needs = _given(SPECS[name], sizes, dtype)
         found = kernels.run(grad, tensors, (), needs)

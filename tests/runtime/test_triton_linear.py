@@ -44,8 +44,9 @@ def answers(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_the_operator_takes_them_with_gradients() -> None:
     jobs = [
-        {"case": "shifted_decay", "dtype": "float16", "sizes": (150, 150)},
+        {"case": "shifted_decay", "dtype": "float16", "sizes": (160, 150), "learned": True},
         {"case": "mixed_padded", "dtype": "float32", "sizes": (40, 40)},
+        {"case": "line", "dtype": "float32", "sizes": (155, 155), "learned": True},
     ]
     for job, answer in zip(jobs, answers(jobs), strict=True):
         assert answer["ok"], (job, answer)
