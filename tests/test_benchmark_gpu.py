@@ -6,6 +6,7 @@ import importlib
 import json
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -130,6 +131,26 @@ def test_kernels_of_pages_are_checked_by_both_templates(script: ModuleType) -> N
         for one in found:
             verdict = script.check.judged(one, script.CHIPS["sm_90"], False)
             assert verdict["note"].startswith("dry: decode" if one.kind == "paged" else "dry: forward"), verdict
+
+
+def test_the_ways_to_kernels_are_checked_too(script: ModuleType) -> None:
+    paths, chip = script.check.PATHS, script.CHIPS["sm_90"]
+    found = [c for c in script.check.checks() if c.kind in paths]
+    assert [c.kind for c in found] == [c.kind for c in script.check.checks(["paths"])] == list(paths)
+    assert all("dry" in script.check.judged(c, chip, False)["note"] for c in found)
+    result = paths["select topk"](chip, "cpu")
+    assert result["ok"], result
+    assert result["note"].startswith("cpp: ")
+
+
+def test_a_way_that_warns_is_wrong(script: ModuleType) -> None:
+    paths = importlib.import_module("gpu_parts.paths")
+
+    def warns() -> dict[str, Any]:
+        warnings.warn("no kernel", paths.dispatch.AttnoptWarning, stacklevel=1)
+        return {"ok": True, "note": "done"}
+
+    assert paths._told(warns) == {"ok": False, "note": "no kernel; done"}
 
 
 def test_pages_of_the_check_hold_what_they_were_made_of(script: ModuleType) -> None:

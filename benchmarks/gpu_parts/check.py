@@ -29,6 +29,7 @@ from attnopt.runtime.triton_linear import TritonLinear
 from attnopt.runtime.validate import compare
 from attnopt.spec import AttentionSpec, Heads
 from gpu_parts import paged
+from gpu_parts.paths import PATHS
 
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS = (Heads(4, 2, 2, 64, 64), Heads(2, 2, 2, 128, 128), Heads(3, 1, 1, 80, 80))
@@ -52,7 +53,7 @@ class Check:
     def about(self) -> dict[str, Any]:
         """What identifies it."""
         return {"spec": self.spec, "width": self.heads.d_qk, "dtype": self.dtype, "kind": self.kind,
-                "sizes": SIZES[self.kind]}  # fmt: skip
+                "sizes": SIZES.get(self.kind, ())}  # fmt: skip
 
     def sought(self) -> AttentionSpec:
         """The spec of this name."""
@@ -60,8 +61,8 @@ class Check:
 
 
 def checks(only: Sequence[str] = ()) -> list[Check]:
-    """Every usual spec, width, dtype and kind that there is a kernel for."""
-    found = []
+    """Every usual spec, width, dtype and kind that there is a kernel for, and the ways to them (`only` `paths`)."""
+    found = [Check("paths", HEADS[1], DTYPES[0], kind) for kind in PATHS if not only or "paths" in only]
     for heads in HEADS:
         for name, spec in standard(heads):
             for dtype in DTYPES:
@@ -85,6 +86,8 @@ def _has(kind: str, spec: AttentionSpec, layout: Layout) -> bool:
 
 def judged(check: Check, chip: Chip, run: bool, device: str = "cuda") -> dict[str, Any]:
     """The verdict of one call; without `run`, everything up to it."""
+    if check.kind in PATHS:
+        return PATHS[check.kind](chip, device) if run else {"ok": True, "note": f"dry: {check.kind}"}
     spec, dtype = check.sought(), getattr(torch, check.dtype)
     torch.manual_seed(0)
     tensors = usual_inputs(spec, *SIZES[check.kind], dtype, device)
