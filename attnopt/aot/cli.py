@@ -9,7 +9,7 @@ from typing import Any
 from attnopt.codegen.triton_kinds import EMIT
 from attnopt.codegen.triton_parts import ELEMENTS
 from attnopt.codegen.triton_plans import CHIPS
-from attnopt.errors import OptionError
+from attnopt.errors import OptionError, SpecError
 from attnopt.spec import AttentionSpec
 
 
@@ -60,6 +60,8 @@ def _specs(arguments: argparse.Namespace) -> list[tuple[str, AttentionSpec]]:
     for path in map(Path, arguments.spec):
         try:
             found.append((path.stem, AttentionSpec.parse(path.read_text(encoding="utf-8"))))
+        except SpecError as error:
+            raise SpecError(f"{str(path)!r}: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise OptionError(f"the spec {str(path)!r} cannot be read: {error}.") from error
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from attnopt.runtime.triton_compile import Compiled, source, triton_version
 from attnopt.spec import AttentionSpec
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,15 @@ def write(folder: Path, made: Iterable[tuple[str, AttentionSpec, TritonKernel, C
         (folder / f"{stem}.{compiled.chip.binary}").write_bytes(compiled.binary)
         (folder / f"{stem}.py").write_text(kernel.source, encoding="utf-8")
         rows.append(_row(name, stem, spec, kernel, compiled))
-    manifest = {"format": FORMAT, "attnopt": VERSION, "triton": triton_version(), "kernels": rows}
+    manifest: dict[str, Any] = {"format": FORMAT, "attnopt": VERSION, "triton": triton_version(), "kernels": rows}
+    manifest["digest"] = digest(rows)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return len(rows)
+
+
+def digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of what a manifest says of its kernels: how many warps they take is as decisive as their code."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _row(name: str, stem: str, spec: AttentionSpec, kernel: TritonKernel, made: Compiled) -> dict[str, Any]:
@@ -99,7 +105,10 @@ def read(folder: Path) -> list[Binary]:
                 f"{manifest['triton']}; here are {VERSION} and {triton_version() or 'none'}. "
                 f"Compile them again: attnopt aot."
             )
-        return [_binary(folder, row) for row in manifest["kernels"]]
+        found = [_binary(folder, row) for row in manifest["kernels"]]
+        if digest(manifest["kernels"]) != manifest["digest"]:
+            raise CacheError(f"the manifest in {folder} was altered. Compile its kernels again: attnopt aot.")
+        return found
     except OSError as error:
         raise CacheError(f"the kernels in {folder} cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from attnopt.runtime.triton_lists import Visits
 from attnopt.runtime.triton_load import load
 from attnopt.runtime.triton_tune import Tuner
 from attnopt.spec import AttentionSpec
+
+log = logging.getLogger("attnopt")
 
 # Compute capabilities with a table of plans. Others may have less shared memory than any plan needs.
 _CAPABILITIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
@@ -151,7 +154,11 @@ class TritonBackend:
                 return launch(visited.kernels, arguments, lambda plan: {"visited": visited(plan, arguments)})
             kind = self.kind(q, k)
             if kind == "forward" and self.ready is not None and usual(q, k, v, captures):
-                return self._launch_ready(q, k, v, captures, scalars)
+                try:
+                    return self._launch_ready(q, k, v, captures, scalars)
+                except Exception as error:  # another driver than it was made for, or a stride beyond 32 bits
+                    log.warning("%s: compiled now, as what was compiled ahead of time failed: %s", self.spec, error)
+                    self.ready = None
             arguments = (q, k, v, *captures, *scalars)
             return launch(self._for(kind, arguments), arguments, self._more(kind))
 

@@ -16,6 +16,8 @@ from types import ModuleType
 from attnopt.codegen.triton import TritonKernel
 from attnopt.errors import CompileError
 
+# The oldest Triton that the kernels are tested with.
+_OLDEST = (3, 6)
 # What switches Triton's interpreter on; the newest Triton whose interpreter fails with a NumPy from `_STRICT` on.
 _ON = ("1", "true", "yes", "on", "y")
 _FAILS, _STRICT = (3, 6), (2, 4)
@@ -23,10 +25,17 @@ _FAILS, _STRICT = (3, 6), (2, 4)
 
 def load(kernel: TritonKernel) -> ModuleType:
     """The module of a kernel, loaded once for each text. Raises `CompileError` if there is no Triton that runs it."""
-    problem = interpreter_problem()
+    problem = too_old(_version("triton")) or interpreter_problem()
     if problem:
         raise CompileError(problem)
     return _load(kernel.key, kernel.source)
+
+
+def too_old(version: str) -> str:
+    """Why a Triton of this version is not used; empty if it may be, or if the version is unknown."""
+    if not version or _numbers(version) >= _OLDEST:
+        return ""
+    return f"Triton {version} is too old: the kernels need {'.'.join(map(str, _OLDEST))}. Install attnopt[triton]"
 
 
 def interpreter_problem() -> str:

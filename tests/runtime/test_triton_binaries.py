@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from attnopt.codegen import triton
 from attnopt.codegen.triton_plans import CHIPS, TritonPlan
 from attnopt.errors import CacheError
-from attnopt.runtime.triton_binaries import MANIFEST, read, write
+from attnopt.runtime.triton_binaries import MANIFEST, digest, read, write
 from attnopt.runtime.triton_compile import Compiled, compile_entry
 from attnopt.spec import AttentionSpec, Heads
 from tests.codegen.test_triton import layout
@@ -62,6 +62,7 @@ def _changed(folder: Path, **values: object) -> None:
     path = folder / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["kernels"][0].update(values)
+    manifest["digest"] = digest(manifest["kernels"])
     path.write_text(json.dumps(manifest))
 
 
@@ -70,6 +71,16 @@ def test_machine_code_that_was_altered_is_refused(made: tuple, tmp_path: Path) -
     (binary,) = tmp_path.glob("*.cubin")
     binary.write_bytes(binary.read_bytes()[:-1] + b"x")
     with pytest.raises(CacheError, match="altered"):
+        read(tmp_path)
+
+
+def test_what_is_said_of_machine_code_is_as_fixed_as_the_code(made: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    write(tmp_path, [made])
+    path = tmp_path / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["kernels"][0]["metadata"]["num_warps"] *= 2
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match=r"the manifest in .* was altered"):
         read(tmp_path)
 
 

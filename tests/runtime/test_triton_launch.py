@@ -187,6 +187,23 @@ def test_kernels_compiled_ahead_are_used_where_they_fit(
     assert ready.calls[0][2] == {}
 
 
+def test_what_was_compiled_ahead_and_fails_is_compiled_now(
+    qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __getitem__(self, grid: object) -> object:
+            raise RuntimeError("no kernel image is available")
+
+    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
+    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], "attention_forward", b"", {}), Broken()
+    monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
+    monkeypatch.setattr(triton_launch, "launch", lambda *given: "compiled")
+    assert [backend(*qkv, (), ()), backend(*qkv, (), ())] == ["compiled"] * 2
+    assert [record.message for record in caplog.records] == [
+        f"{LSE}: compiled now, as what was compiled ahead of time failed: no kernel image is available"
+    ]
+
+
 def test_the_usual_layout() -> None:
     whole = [torch.empty(2, 4, 8, 32) for _ in range(3)]
     assert usual(*whole, ())

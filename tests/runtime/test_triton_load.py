@@ -40,6 +40,13 @@ def test_a_missing_package_is_a_compile_error() -> None:
         load(broken)
 
 
+def test_an_old_triton_is_said_and_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_load, "_version", {"triton": "3.2.0", "numpy": "2.0"}.__getitem__)
+    with pytest.raises(CompileError, match=r"Triton 3\.2\.0 is too old: the kernels need 3\.6"):
+        load(KERNEL)
+    assert [triton_load.too_old(x) for x in ("", "3.6.0", "3.10.0+git", "4.0")] == [""] * 4
+
+
 @pytest.mark.parametrize(
     ("triton_version", "numpy_version", "works"),
     [("3.6.0", "2.4.1", False), ("3.6.0", "2.3.5", True), ("3.9.0", "2.4.1", True), ("", "2.4.1", True)],
