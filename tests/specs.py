@@ -328,7 +328,7 @@ OBSERVED: tuple[Case, ...] = (
               returns=(*_BOTH, *_AGAIN)),
         (_randn(_heads),),
     ),
-    _observed("entropy_zero", EmptyRow.ZERO, *_BOTH, *_AGAIN, heads=Heads(6, 2, 2, 16, 24)),
+    _observed("entropy_zero", EmptyRow.ZERO, *_BOTH, *_AGAIN, heads=Heads(6, 2, 2, 16, 24), weight=k + 1),
     _observed("entropy_nan", EmptyRow.NAN, "entropy", heads=_TABLE),
     _observed("entropy_uniform", EmptyRow.UNIFORM, *_AGAIN, "entropy"),
     Case("entropy_absorbed", _spec(score=ex.Where(k < 9, ex.number(-3.4028234663852886e38), _S), returns=(*_AGAIN, "entropy"))),
@@ -337,8 +337,6 @@ OBSERVED: tuple[Case, ...] = (
         _spec(gate=_ROUTE, rows=_CHOSEN, keep=_CAUSAL, captures=(_float("gain", 3),), returns=(*_BOTH, *_AGAIN)),
         (_routes,),
     ),
-    Case("entropy_bias", _spec(score=_S + ex.load("bias", h, q, k), captures=(_float("bias", 3),), returns=_BOTH, weight=k + 1),
-         (_randn(_heads, _queries, _keys),)),
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ C ABI, strides in elements (any value, zero and negative included):
 `tensors` are q, k, v and the captures. `meta` is `B, n_q, n_k`, the four strides of each of q, k, v and out, the
 strides of each capture in order, and the scalars. Where the plan has lists (`cpp_lists`), the list is one more tensor;
 its first three strides and the number of its most blocks stand behind the scalars. `lse` is contiguous `[B, H, n_q]`
-fp32 or null. The result is 0, 1 without memory, 2 for an argument that cannot be.
+fp32 or null; several side outputs of a row stand next to one another. The result is 0, 1 without memory, 2 for an
+argument that cannot be.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from attnopt.codegen.cpp_stream import STREAM, STREAM_BLOCKS, STREAM_DRIVER
 from attnopt.codegen.cpp_text import ELEMENTS, fill_holes, head_map, header, tidy
 from attnopt.codegen.cpp_whole import WHOLE, WHOLE_BLOCKS
 from attnopt.errors import SpecError
+from attnopt.returns import PAIRS
 from attnopt.spec import AttentionSpec, EmptyRow, Mixed, Softmax
 
 __all__ = ["FLAGS", "emit", "k_axes", "supported"]
@@ -66,7 +68,7 @@ def supported(spec: AttentionSpec, layout: Layout) -> str | None:
     """Why there is no C++ kernel for this spec and layout; None if there is one."""
     if spec.dropout or layout.page:
         return f"the C++ kernel has no {'dropout' if spec.dropout else 'pages: it reads an entry from one tensor'}"
-    if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed) or set(spec.returns) - {"lse"}:
+    if spec.select is not None or spec.merge or isinstance(spec.normalizer, Mixed) or set(spec.returns) & set(PAIRS):
         return "the C++ kernel visits all keys that `keep` allows, with one normaliser, and returns one result"
     if isinstance(spec.normalizer, Softmax) and spec.weight != 1 and spec.empty_row is EmptyRow.UNIFORM:
         return "the C++ kernel has no uniform empty rows whose weights are multiplied"

@@ -5,7 +5,7 @@ Matrices lie as column panels `[width / kPanel][rows][kPanel]`; the last may be 
 
 from __future__ import annotations
 
-BLOCKS = r"""
+PACK = r"""
 // Products are summed in runs from zero: rounding then grows with a run's length, not with all of the sum's.
 constexpr int kRun = 128;
 constexpr int whole(int width) { return (width + kLanes - 1) / kLanes * kLanes; }
@@ -44,7 +44,9 @@ template <int W> void take_turned(const Element* from, int64_t row, int64_t colu
         panel[d * kPanel + i] = i < valid ? read_f(from[(k + i) * row + d * column]) : 0.0f;
   }
 }
+"""
 
+_GIVE = r"""
 // Column panels of kHigh rows back to contiguous rows of W.
 template <int W, int kHigh, class T> void give(const float* from, int count, float factor, T* to) {
   for (int c = 0; c < whole(W); c += kPanel) {
@@ -58,7 +60,9 @@ template <int W, int kHigh, class T> void give(const float* from, int count, flo
     }
   }
 }
+"""
 
+FINE = r"""
 // e^x for x <= 0; zero below the normal range. Relative error 1e-7 throughout: errors of weights do not cancel here, as
 // they do where weights are divided by their sum.
 INLINE VF exp_fine(VF x) {
@@ -68,7 +72,9 @@ INLINE VF exp_fine(VF x) {
   const VF p = exp2_fraction(f) * scale;
   return x < -87.0f ? VF{} : p;
 }
+"""
 
+_INNER = r"""
 // The product of two rows of kDv.
 INLINE float inner(const Element* x, int64_t x_stride, const Element* y, int64_t y_stride) {
   VF sum{};
@@ -89,7 +95,9 @@ template <bool kRagged> INLINE void add_to(float* p, VF x, int valid) {
   }
 }
 INLINE bool equal_lanes(VI x) { return !any_(x != x[0]); }
+"""
 
+PRODUCT = r"""
 // `count` columns of x, which lie together, against as many rows of a panel.
 template <int kStride> INLINE void steps(const float* x, const float* panel, int count, VF (&sum)[kRows][2]) {
 #pragma GCC unroll 4
@@ -122,7 +130,9 @@ template <int W> void product(const float* x, int first, const float* y, float* 
       }
   }
 }
+"""
 
+_ADD = r"""
 // out[i][..] += sum over j < count of p[i * kRow + j * kColumn] * x[j][..] for kRows rows and NV vectors.
 template <int NV, int kRow, int kColumn> INLINE void add(const float* p, const float* x, int count, float* out) {
   VF sum[kRows][NV] = {};
@@ -153,3 +163,5 @@ void add_rows(const float* p, const float* x, int j, int count, float* out, int 
   if (c < whole(W)) add<1, kRow, kColumn>(p, x + c * kFrom + j * kLanes, count, out + c * kTo + r * kLanes);
 }
 """
+
+BLOCKS = PACK + _GIVE + FINE + _INNER + PRODUCT + _ADD

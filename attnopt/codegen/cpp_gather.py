@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import sympy as sp
 
+from attnopt.codegen.cpp_side_outputs import skipped_row
 from attnopt.codegen.printer import Printer
 from attnopt.spec import AttentionSpec
 
@@ -70,7 +71,7 @@ void list_rows(const Args& a, int64_t item, int32_t* places, int32_t* counts) {
     }
     Element* out = a.out + b * a.out_stride[0] + h * a.out_stride[1] + q * a.out_stride[2];
     for (int d = 0; d < kDv; ++d) write(out + d * a.out_stride[3], 0.0f);
-    if (a.lse) a.lse[item * a.n_q + q] = -INFINITY;
+@SKIPPED_ROW@
   }
   counts[item] = found;
 }
@@ -101,7 +102,7 @@ def row_holes(spec: AttentionSpec, printer: Callable[[], Printer]) -> dict[str, 
     p = printer()
     value = p.cast(p.visit(spec.rows), "b", False)
     lines = [*p.row, *p.body, f"return {value.code};"]
-    return {**_SOME, "WANTED": "\n".join(f"  {line}" for line in lines)}
+    return {**_SOME, "WANTED": "\n".join(f"  {line}" for line in lines), "SKIPPED_ROW": skipped_row(spec)}
 
 
 def row_fields(spec: AttentionSpec) -> list[str]:

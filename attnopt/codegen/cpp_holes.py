@@ -95,7 +95,7 @@ def _row(score: sp.Expr, weight: sp.Expr, split: tiles.Tiles, spec: AttentionSpe
         test = block.cast(block.visit(keep), "b", True)
         inner = [*block.body, f"logit = select({test.code}, logit, nothing);"]
         lines += [opening, *(f"  {line}" for line in inner), "}"]
-    if any(mentions(line, "k") for line in lines):
+    if any(mentions(line, "k") for line in (*lines, factor)):
         lines.insert(0, "const VI k = kIota + int32_t(k0 + j);")
     parts = {"WEIGHT_STORE": "", "WEIGHT_FACTOR": ""}
     if factor:

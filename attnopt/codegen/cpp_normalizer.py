@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from attnopt import expr as ex
 from attnopt.codegen.cpp_rows import POINTWISE, SOFTMAX
+from attnopt.codegen.cpp_side_outputs import spends, spent_holes, stored
 from attnopt.codegen.printer import Printer, Value
+from attnopt.returns import of_rows
 from attnopt.spec import AttentionSpec, EmptyRow, Pointwise, Softmax
 
 MakePrinter = Callable[[], Printer]
@@ -25,11 +27,11 @@ _EMPTY = """\
 _AVERAGE = "    if (!t.averaged) average(a, b, h, t.mean);\n    t.averaged = true;\n"
 _KEEP_MAX = """\
   part.max = t.max[r];
-  part.sum = sum_lanes(load(t.sum + r * kLanes));"""
+  part.sum = sum_lanes(load(t.sum + r * kLanes));@SPENT_KEEP@"""
 _JOIN_MAX = """\
   const float old = t.max[r], next = part.max > old ? part.max : old, shift = next == -INFINITY ? 0.0f : next;
   const float mine = exp_negative(splat_f(old - shift))[0], other = exp_negative(splat_f(part.max - shift))[0];
-  t.max[r] = next;
+  t.max[r] = next;@SPENT_JOIN@
   t.sum[r * kLanes] = t.sum[r * kLanes] * mine + part.sum * other;
   for (int d = 0; d < kWidth; ++d) t.out[r * kWidth + d] = t.out[r * kWidth + d] * mine + part.out[d] * other;"""
 _SETTLE = """\
@@ -38,7 +40,7 @@ INLINE void settle(int r, Scratch& t) {
   const float old = t.max[r], top = max_lanes(load(t.top + r * kLanes)), next = top > old ? top : old;
   t.max[r] = next;
   t.shift[r] = next == -INFINITY ? 0.0f : next;
-  t.scale[r] = old == -INFINITY || next == old ? 1.0f : exp_negative(splat_f(old - next))[0];
+  t.scale[r] = old == -INFINITY || next == old ? 1.0f : exp_negative(splat_f(old - next))[0];@GROW_ONE@
 }"""
 _KEEP_SUM = "  part.sum = sum_lanes(load(t.sum + r * kLanes));{size}"
 _KEEP_SIZE = "\n  part.size = sum_lanes(load(t.size + r * kLanes));"
@@ -46,7 +48,6 @@ _JOIN_SUM = """\
   t.sum[r * kLanes] += part.sum;{size}
   for (int d = 0; d < kWidth; ++d) t.out[r * kWidth + d] += part.out[d];"""
 _JOIN_SIZE = "\n  t.size[r * kLanes] += part.size;"
-_LSE = "  if (a.lse) a.lse[(b * kHeads + h) * n_q + q] = {value};"
 
 
 def normalizer_holes(spec: AttentionSpec, printer: MakePrinter) -> dict[str, str]:
@@ -58,7 +59,7 @@ def normalizer_holes(spec: AttentionSpec, printer: MakePrinter) -> dict[str, str
         statements, gate = indent([*p.row, f"const float gate = {value.code};"], 2), " * gate"
     make = _softmax if isinstance(spec.normalizer, Softmax) else _pointwise
     holes = {"GATE": statements, "GATE_FACTOR": gate, **make(spec, printer, gate)}
-    if "lse" not in spec.returns:
+    if not of_rows(spec.returns):
         holes["LSE"] = ""
     return holes
 
@@ -81,10 +82,12 @@ def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, 
     ]
     if spec.empty_row is EmptyRow.UNIFORM:
         start.append("t.averaged = false;")
+    start += ["store(t.spent + r * kLanes, VF{});"] * spends(spec)
     weighted, uniform = spec.weight != 1, spec.empty_row is EmptyRow.UNIFORM
     return {
         "ROWS": SOFTMAX,
         "SCRATCH": "  float top[kStats * kLanes], max[kStats], shift[kStats];"
+        + ("\n  float spent[kStats * kLanes], grow[kStats];" if spends(spec) else "")
         + ("\n  float w[kTileQ * kBlockK];" if weighted else "")
         + ("\n  float mean[kWidth];\n  bool averaged;" if uniform else ""),
         "WEIGHT_LOAD": " * load(t.w + r * kBlockK + j)" if weighted else "",
@@ -99,7 +102,8 @@ def _softmax(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str, 
         "JOIN_PART": _JOIN_MAX,
         "FINISH": indent(finish, 2),
         "EMPTY": _EMPTY.format(fill=_FILL[spec.empty_row], gate=gate, prepare=_AVERAGE if uniform else ""),
-        "LSE": _LSE.format(value="empty ? -INFINITY : t.max[r] + logf(sum)"),
+        "LSE": stored(spec, "empty ? -INFINITY : t.max[r] + logf(sum)"),
+        **spent_holes(spec),
     }
 
 
@@ -132,7 +136,7 @@ def _pointwise(spec: AttentionSpec, printer: MakePrinter, gate: str) -> dict[str
         "JOIN_PART": _JOIN_SUM.format(size=_JOIN_SIZE if sizes else ""),
         "FINISH": indent(finish, 2),
         "EMPTY": "",
-        "LSE": _LSE.format(value="logf(fabsf(divisor))"),
+        "LSE": stored(spec, "logf(fabsf(divisor))"),
     }
 
 

@@ -37,20 +37,20 @@ INLINE void raise(int r, Scratch& t) {
   const VF shift = select(to_bool(next == -INFINITY), VF{}, next);
   store(t.max + r, next);
   store(t.shift + r, shift);
-  store(t.scale + r, select(to_bool(next == old), splat_f(1.0f), exp_negative(old - shift)));
+  store(t.scale + r, select(to_bool(next == old), splat_f(1.0f), exp_negative(old - shift)));@GROW@
 }
 
 // Weights of one row relative to the running maximum.
 INLINE void weigh(int begin, int end, int r, Scratch& t) {
   float* const x = t.s + r * kBlockK;
   const float shift = t.shift[r];
-  VF sum = load(t.sum + r * kLanes) * t.scale[r];
+  VF sum = load(t.sum + r * kLanes) * t.scale[r];@SPENT_START@
   for (int j = begin; j < end; j += kLanes) {
-    const VF p = exp_negative(load(x + j) - shift);
+    const VF p = exp_negative(load(x + j) - shift);@SPENT_ADD@
     store(x + j, p@WEIGHT_LOAD@);
     sum += p;
   }
-  store(t.sum + r * kLanes, sum);
+  store(t.sum + r * kLanes, sum);@SPENT_STORE@
 }
 """
 

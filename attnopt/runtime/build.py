@@ -35,7 +35,7 @@ def build(
 
 
 def build_kernel(kernel: Kernel, options: Options, warn: Warn, spec_text: str = "", entry: str = "forward") -> Library:
-    """As `build`, from text that was generated (or edited) before. `entry`: `forward` or `backward`."""
+    """As `build`, from text that was generated (or edited) before. `entry`: `forward`, `backward` or `side`."""
     compiler = find_compiler(options)
     key = entry_key(kernel.key, compiler.identity, *cpp.FLAGS, str(ABI), VERSION, machine())
     cache = open_cache(options, warn)

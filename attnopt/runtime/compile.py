@@ -128,6 +128,7 @@ def vector_lanes() -> int:
 _ARGUMENTS = {
     "forward": (*[ctypes.c_void_p] * 4, ctypes.c_int32),
     "backward": (*[ctypes.c_void_p] * 2, ctypes.c_int32),
+    "side": (*[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_int32),
 }
 
 

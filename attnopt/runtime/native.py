@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnopt.codegen.base import CaptureLayout, Layout, Plan
 from attnopt.errors import CompileError
+from attnopt.returns import of_rows
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.compile import Library
 from attnopt.runtime.inputs import dtype_name
@@ -59,7 +60,7 @@ class Native:
 
     def __init__(self, spec: AttentionSpec, library: Library, plan: Plan | None = None) -> None:
         self.spec, self.library, self.plan = spec, library, plan or Plan()
-        self.wants_lse = "lse" in spec.returns
+        self.side_outputs = len(of_rows(spec.returns))
         self.by_data = by_data(spec)
         self.lists = lists_of(spec, self.plan)
         self.pointers = ctypes.c_void_p * (3 + len(spec.captures) + (self.lists is not None))
@@ -70,13 +71,16 @@ class Native:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """`out` in its final layout, and lse if the spec returns it. Raises `CompileError` if the kernel refuses."""
+        """`out` in its final layout, and the side outputs of rows. Raises `CompileError` if the kernel refuses."""
         shape, width = q.shape, v.shape[3]
         batch, heads, rows, _ = shape
         out = torch.empty_strided(
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
         )
-        lse = torch.empty((batch, heads, rows), dtype=torch.float32) if self.wants_lse else None
+        lse = None
+        if self.side_outputs:
+            sizes = (batch, heads, rows, self.side_outputs)[: 3 + (self.side_outputs > 1)]
+            lse = torch.empty(sizes, dtype=torch.float32)
         key: tuple[Any, ...] = (shape, k.shape[2], q.stride(), k.stride(), v.stride())
         if captures or scalars:
             key = (*key, *[t.stride() for t in captures], *scalars)

@@ -18,6 +18,7 @@ from attnopt.returns import AGAIN
 from attnopt.runtime import triton_launch
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.capturing import recorded, refuse
+from attnopt.runtime.cpp_side import CppSide
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.pairs import defined
 from attnopt.runtime.reference import reference
@@ -162,7 +163,9 @@ def by_kernel(
                 return completed(spec, kernel.runner(q, k, rows, captures, scalars, name), rows, name)
     except AttnoptError as error:
         problem = str(error)
-    warn(f"no kernel makes this {name}: {problem.rstrip('.')}. The reference makes it.")
+    warn(
+        f"no kernel makes the {name.replace('_', ' ')} of {spec}: {problem.rstrip('.')}. The reference does it instead."
+    )
     return None
 
 
@@ -170,10 +173,11 @@ def _kernel(
     spec: AttentionSpec, layout: Layout, device: torch.device, options: Options, warn: Callable[[str], None]
 ) -> Trusted | None:
     triton = triton_launch.runs_on(device, options)
-    if not triton:
+    if not triton and (device.type != "cpu" or options.kernel not in ("auto", "cpp")):
         return None
     key = (spec.key, layout, device.type, options)
     with _LOCK:
         if key not in _KNOWN:
-            _KNOWN[key] = Trusted(spec, TritonSide(spec, layout, triton_launch.chip_of(device)))
+            made = TritonSide(spec, layout, triton_launch.chip_of(device)) if triton else None
+            _KNOWN[key] = Trusted(spec, made or CppSide(spec, layout, options, warn))
         return _KNOWN[key]

@@ -15,7 +15,7 @@ from attnopt.runtime.dispatch import kernel_used, use
 from attnopt.runtime.op import attention
 from attnopt.runtime.sdpa import sdpa_scale
 from tests.conformance.judge import LAYOUTS, judge, tensors
-from tests.specs import CASES, Case, Sizes, case
+from tests.specs import CASES, OBSERVED, Case, Sizes, case
 
 SETTINGS = settings(
     max_examples=8,
@@ -47,7 +47,11 @@ def run(
     assert all(torch.equal(t, b) for t, b in zip((*inputs, *captures), before, strict=True))
 
 
-@pytest.mark.parametrize("item", CASES, ids=str)
+# Those that differ in what is summed up or stored; a kernel of each form is compiled for each.
+COMPILED = [c for c in OBSERVED if c.name in ("entropy_sink", "entropy_zero", "entropy_uniform", "entropy_routed")]
+
+
+@pytest.mark.parametrize("item", [*CASES, *COMPILED], ids=str)
 def test_cpp(item: Case, options: Options) -> None:
     @SETTINGS
     @given(BATCHES, LENGTHS, LENGTHS, st.sampled_from(LAYOUTS))
@@ -71,7 +75,7 @@ def test_sdpa(item: Case, options: Options) -> None:
         assert kernel_used(item.spec.key) == "sdpa"
 
 
-@pytest.mark.parametrize("item", CASES, ids=str)
+@pytest.mark.parametrize("item", [*CASES, *OBSERVED], ids=str)
 def test_reference(item: Case, options: Options) -> None:
     with use(Options(kernel="reference", cache_dir=options.cache_dir)):
         run(item, 2, 9, 11)
@@ -87,12 +91,12 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     assert kernel_used(case(name).spec.key) == "cpp"
 
 
-@pytest.mark.parametrize("name", ["plain", "causal", "additive_mask", "sink"])
+@pytest.mark.parametrize("name", ["plain", "causal", "additive_mask", "sink", "entropy_sink"])
 def test_huge_logits(name: str) -> None:
     run(case(name), 2, 17, 65, size=60.0)
 
 
-@pytest.mark.parametrize("name", ["scale", "bias", "empty_nan"])
+@pytest.mark.parametrize("name", ["scale", "bias", "empty_nan", "entropy_routed"])
 def test_every_element_of_poisoned_memory_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(fresh: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def make(*args: object, **kwargs: object) -> torch.Tensor:
