@@ -44,7 +44,8 @@ def shared(spec: AttentionSpec, chip: Chip, dtype: str, kind: str, plan: TritonP
         moved = size * max(plan.block_m, plan.block_n) * max(width // (2 * size), 1)
         flying = (plan.stages - 1) * (max(keys, rows) if kind == "backward" else keys)
         return max(moved, flying + scores + (plan.stages - 1) * (by_score + by_row + by_key))
-    loads = max(1, plan.stages - 1) * by_score + plan.stages * (by_row + by_key)
+    # A list is loaded a stage before what it leads to, and a tile of scores is in flight for one stage less.
+    loads = max(1, plan.stages - 1 - plan.listed) * by_score + plan.stages * (by_row + by_key)
     if kind != "backward":
         return plan.stages * keys + rows // 2 * (2 if size == 4 else 1) + loads + _SLACK
     # A product of fp32 parts, and one of the fifth tensor cores, hold the resident tiles in a second layout.

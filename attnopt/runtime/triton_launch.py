@@ -18,8 +18,8 @@ from attnopt.codegen import triton
 from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_decode import group
-from attnopt.codegen.triton_fit import fitting
-from attnopt.codegen.triton_plans import CHIPS, Chip, TritonPlan, wants_split
+from attnopt.codegen.triton_fit import chosen, fitting
+from attnopt.codegen.triton_plans import CHIPS, PLANS, Chip, TritonPlan, wants_split
 from attnopt.errors import CacheError, CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists
@@ -91,7 +91,9 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     whole = spec.rows == sp.true
     split = [triton.emit_decode(spec, layout, plan) for plan in fitting(spec, chip, layout.dtype, "decode") if whole]
     masked = whole and spec.keep != sp.true
-    listed = [triton.emit(spec, layout, replace(plan, listed=True)) for plan in found if masked]
+    by_list = (replace(plan, listed=True) for plan in PLANS["forward"](chip, layout.dtype, heads.d_qk, heads.d_v))
+    by_list = chosen(by_list, spec, chip, layout.dtype, "forward") if masked else ()
+    listed = [triton.emit(spec, layout, plan) for plan in by_list]
     tuner = Tuner(spec, layout.dtype, chip, options)
     return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed, tuner)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.aot.standard import standard
-from attnopt.codegen.triton_fit import fitting, shared
+from attnopt.codegen.triton_fit import chosen, fitting, shared
 from attnopt.codegen.triton_kinds import proposed
 from attnopt.codegen.triton_plans import CHIPS, PLANS, TritonPlan, backward_plans, decode_plans, plans
 from attnopt.spec import AttentionSpec, Capture, Heads
@@ -80,3 +81,25 @@ def test_many_loads_by_score_leave_small_tiles() -> None:
         fitting(spec, CHIPS["sm_80"], "bfloat16", "backward")
         == backward_plans(CHIPS["sm_80"], "bfloat16", 128, 128)[1:]
     )
+
+
+# Bytes that the compiler found for kernels that go by a list, of heads 64 and of 128: chip, plan, with a map, without.
+LISTED = (
+    ("sm_80", 64, (128, 64, 4, 3), 98308, 49152),
+    ("sm_90", 64, (64, 64, 4, 4), 73732, 73728),
+    ("sm_90", 128, (128, 64, 8, 3), 163844, 0),
+    ("sm_90", 64, (128, 128, 8, 2), 212992, 0),
+    ("sm_100", 64, (128, 64, 4, 3), 114724, 65568),
+    ("gfx942", 64, (128, 64, 4, 2), 24576, 16384),
+)
+
+
+@pytest.mark.parametrize(("name", "width", "sizes", "mapped", "plain"), LISTED)
+def test_kernels_that_go_by_a_list(name: str, width: int, sizes: tuple[int, ...], mapped: int, plain: int) -> None:
+    block = ex.load("blocks", ex.h, ex.FloorDiv(ex.q, 128), ex.FloorDiv(ex.k, 128), integer=True)
+    heads, captures = Heads(4, 4, 4, width, width), (Capture("blocks", "int", (None,) * 3),)
+    spec, plan = AttentionSpec(heads, ex.s, sp.Ne(block, 0), captures=captures), TritonPlan(*sizes, listed=True)
+    assert mapped <= shared(spec, CHIPS[name], "bfloat16", "forward", plan) <= CHIPS[name].shared * 2
+    assert plain <= shared(AttentionSpec(heads, ex.s, ex.k <= ex.q), CHIPS[name], "bfloat16", "forward", plan)
+    if width == 128:  # the plan of an attention without a map
+        assert plan in chosen([plan], spec, CHIPS[name], "bfloat16", "forward")
