@@ -17,7 +17,7 @@ from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
 from attnopt.analysis.grid import Array
-from attnopt.analysis.intervals import NUMERIC, Box, Ends, decide, interval
+from attnopt.analysis.intervals import NUMERIC, Algebra, Box, Ends, decide, interval
 from attnopt.analysis.solution import Below, Both, Either, From, Node
 from attnopt.analysis.solve import solve
 
@@ -50,10 +50,10 @@ class BlockMap:
         return empty, partial, full
 
 
-def tile_ends(size: int, block: int) -> Ends:
+def tile_ends(size: int, block: int, algebra: Algebra = NUMERIC) -> Ends:
     """First and last coordinate of every tile, as int64 arrays."""
-    first = np.arange(0, size, block, dtype=np.int64)
-    return first, np.minimum(first + block, size) - 1
+    first = algebra.places(size, block)
+    return first, algebra.minimum(first + block, size) - 1
 
 
 def block_map(
@@ -68,37 +68,51 @@ def block_map(
         known: ends of loads, broadcastable to `[..., tiles of queries, tiles of keys]` (see `tables`); what a load
             may be is unknown without.
     """
-    rows, columns = tile_ends(sizes[ex.n_q], block[0]), tile_ends(sizes[ex.n_k], block[1])
-    classes = _classes(keep, (rows[0][:, None], rows[1][:, None]), columns, sizes, known or {})
-    shape = np.broadcast_shapes(classes.shape, (len(rows[0]), len(columns[0])))
+    classes = _classes(*outcome(keep, sizes, block, known or {}))
+    shape = np.broadcast_shapes(
+        classes.shape, tuple(-(-sizes[n] // x) for n, x in zip((ex.n_q, ex.n_k), block, strict=True))
+    )
     return BlockMap(np.broadcast_to(classes, shape), block)
+
+
+def outcome(
+    keep: Boolean, sizes: Mapping[sp.Symbol, int], block: tuple[int, int], known: Box, algebra: Algebra = NUMERIC
+) -> tuple[Any, Any]:
+    """Whether some pair of each tile may be kept, and whether all surely are; broadcastable to all tiles."""
+    rows, columns = (tile_ends(sizes[n], x, algebra) for n, x in zip((ex.n_q, ex.n_k), block, strict=True))
+    return _outcome(keep, (rows[0].reshape(-1, 1), rows[1].reshape(-1, 1)), columns, sizes, known, algebra)
 
 
 def tile_class(keep: Boolean, tile: tuple[int, int], keys: tuple[int, int], sizes: Mapping[sp.Symbol, int]) -> int:
     """The class of queries `[tile)` by `[keys)`."""
-    return int(_classes(keep, (tile[0], tile[1] - 1), (keys[0], keys[1] - 1), sizes, {}))
+    return int(_classes(*_outcome(keep, (tile[0], tile[1] - 1), (keys[0], keys[1] - 1), sizes, {}, NUMERIC)))
 
 
-def _classes(keep: Boolean, queries: Ends, keys: Ends, sizes: Mapping[sp.Symbol, int], known: Box) -> Array:
+def _classes(possible: Any, sure: Any) -> Array:
+    return np.where(sure, FULL, np.where(possible, PARTIAL, EMPTY)).astype(np.int8)
+
+
+def _outcome(
+    keep: Boolean, queries: Ends, keys: Ends, sizes: Mapping[sp.Symbol, int], known: Box, algebra: Algebra
+) -> tuple[Any, Any]:
     box: dict[sp.Basic, Ends] = {symbol: (value, value) for symbol, value in sizes.items()}
     for symbol, size in ((ex.b, ex.n_b), (ex.h, ex.n_h)):
         if symbol not in box:
             box[symbol] = (0, sizes[size] - 1 if size in sizes else np.inf)
-    possible, sure = _decide(solve(keep), {**box, ex.q: queries, ex.k: keys, **known})
-    return np.where(sure, FULL, np.where(possible, PARTIAL, EMPTY)).astype(np.int8)
+    return _decide(solve(keep), {**box, ex.q: queries, ex.k: keys, **known}, algebra)
 
 
-def _decide(node: Node, box: Box) -> tuple[Any, Any]:
+def _decide(node: Node, box: Box, algebra: Algebra) -> tuple[Any, Any]:
     if isinstance(node, (Both, Either)):
-        join = np.logical_and if isinstance(node, Both) else np.logical_or
-        parts = [_decide(n, box) for n in node.parts] or [(isinstance(node, Both),) * 2]
+        join = algebra.both if isinstance(node, Both) else algebra.either
+        parts = [_decide(n, box, algebra) for n in node.parts] or [(isinstance(node, Both),) * 2]
         return reduce(join, [p for p, _ in parts]), reduce(join, [s for _, s in parts])
     if not isinstance(node, (From, Below)):
-        return decide(node.condition, box)
-    end = interval(node.lo if isinstance(node, From) else node.hi, box, NUMERIC)
+        return decide(node.condition, box, algebra)
+    end = interval(node.lo if isinstance(node, From) else node.hi, box, algebra)
     if end is None:
         return True, False
     (low, high), (first, last) = end, box[ex.k]
     if isinstance(node, From):
-        return np.logical_not(last < low), first >= high
-    return np.logical_not(first >= high), last < low
+        return algebra.no(last < low), first >= high
+    return algebra.no(first >= high), last < low

@@ -1,4 +1,6 @@
-"""Interval arithmetic over expressions, with symbolic ends (for generated code) or numpy ends (for block maps).
+"""Interval arithmetic over expressions, with symbolic ends (for generated code) or arrays (for block maps).
+
+Arrays are numpy's, or whatever an `Algebra` computes with: `runtime.tables` has one for tensors of a device.
 
 Sound, not tight: an interval holds every value that the expression takes in the box, and perhaps more.
 """
@@ -22,7 +24,10 @@ Box = Mapping[sp.Basic, Ends]
 
 @dataclass(frozen=True)
 class Algebra:
-    """The operations on ends. `constant` turns a number, or a symbol outside the box, into an end or None."""
+    """The operations on ends. `constant` turns a number, or a symbol outside the box, into an end or None.
+
+    `both`, `either` and `no` are those on booleans; `places(size, step)` makes the integers `0, step..` below a size.
+    """
 
     constant: Callable[[sp.Basic], Any]
     floordiv: Callable[[Any, Any], Any]
@@ -31,14 +36,24 @@ class Algebra:
     maximum: Callable[[Any, Any], Any]
     select: Callable[[Any, Any, Any], Any]
     equal: Callable[[Any, Any], Any]
+    both: Callable[[Any, Any], Any] = np.logical_and
+    either: Callable[[Any, Any], Any] = np.logical_or
+    no: Callable[[Any], Any] = np.logical_not
+    places: Callable[[int, int], Any] = lambda size, step: np.arange(0, size, step, dtype=np.int64)
 
 
 SYMBOLIC = Algebra(
     lambda x: x, ex.FloorDiv, ex.Mod, ex.Minimum, ex.Maximum, ex.Where, lambda x, y: ex.canon(sp.Eq(x, y))
 )
+
+
+def number(x: sp.Basic) -> int | float | None:
+    """A number as an end of arrays; None for anything else."""
+    return (int(x) if x.is_Integer and abs(x) < 2**62 else float(x)) if x.is_number else None
+
+
 NUMERIC = Algebra(
-    lambda x: (int(x) if x.is_Integer and abs(x) < 2**62 else float(x)) if x.is_number else None,
-    np.floor_divide, np.mod, np.minimum, np.maximum, np.where, np.equal,
+    number, np.floor_divide, np.mod, np.minimum, np.maximum, np.where, np.equal,
 )  # fmt: skip
 
 
@@ -73,8 +88,8 @@ def _product(expr: sp.Mul, box: Box, algebra: Algebra) -> Ends | None:
     ends = interval(rest, box, algebra)
     if ends is None:
         return None
-    number = int(factor) if algebra is NUMERIC else factor
-    low, high = (sp.expand(number * e) if isinstance(e, sp.Basic) else number * e for e in ends)
+    times = factor if algebra is SYMBOLIC else int(factor)
+    low, high = (sp.expand(times * e) if isinstance(e, sp.Basic) else times * e for e in ends)
     return (low, high) if factor > 0 else (high, low)
 
 
@@ -89,12 +104,9 @@ def _choice(expr: ex.Where, box: Box, algebra: Algebra) -> Ends | None:
         if condition.has(ex.Load) or any(condition.has(symbol) for symbol in box):
             return low, high
         return tuple(ex.Where(condition, *ends) for ends in zip(x, y, strict=True))  # type: ignore[return-value]
-    possible, sure = decide(condition, box)
-    never = np.logical_not(possible)
-    return (
-        np.where(sure, x[0], np.where(never, y[0], low)),
-        np.where(sure, x[1], np.where(never, y[1], high)),
-    )
+    possible, sure = decide(condition, box, algebra)
+    never, select = algebra.no(possible), algebra.select
+    return select(sure, x[0], select(never, y[0], low)), select(sure, x[1], select(never, y[1], high))
 
 
 def _sum(algebra: Algebra, *args: Ends) -> Ends:
@@ -138,30 +150,31 @@ _RULES: dict[type, Callable[..., Ends]] = {
 }
 
 
-def decide(condition: sp.Basic, box: Box) -> tuple[Any, Any]:
-    """`(possible, sure)` of a condition in a numeric box: booleans, or arrays of them. Unknown is `(True, False)`."""
+def decide(condition: sp.Basic, box: Box, algebra: Algebra = NUMERIC) -> tuple[Any, Any]:
+    """`(possible, sure)` of a condition in a box of numbers: booleans, or arrays. Unknown is `(True, False)`."""
     if condition in box:
         return box[condition]
     if condition in (sp.true, sp.false):
         return bool(condition), bool(condition)
     if isinstance(condition, sp.Not):
-        possible, sure = decide(condition.args[0], box)
-        return np.logical_not(sure), np.logical_not(possible)
+        possible, sure = decide(condition.args[0], box, algebra)
+        return algebra.no(sure), algebra.no(possible)
     if isinstance(condition, (sp.And, sp.Or)):
-        join = np.logical_and if isinstance(condition, sp.And) else np.logical_or
-        parts = [decide(c, box) for c in condition.args]
+        join = algebra.both if isinstance(condition, sp.And) else algebra.either
+        parts = [decide(c, box, algebra) for c in condition.args]
         return reduce(join, [p for p, _ in parts]), reduce(join, [s for _, s in parts])
     if isinstance(condition, sp.core.relational.Relational):
-        return _compare(condition, interval(sp.expand(condition.args[0] - condition.args[1]), box, NUMERIC))
+        ends = interval(sp.expand(condition.args[0] - condition.args[1]), box, algebra)
+        return _compare(condition, ends, algebra)
     return True, False
 
 
-def _compare(relation: sp.Basic, ends: Ends | None) -> tuple[Any, Any]:
+def _compare(relation: sp.Basic, ends: Ends | None, algebra: Algebra) -> tuple[Any, Any]:
     if ends is None:
         return True, False
     low, high = ends
-    no = np.logical_not
-    zero, apart = np.logical_and(low == 0, high == 0), np.logical_or(low > 0, high < 0)
+    no = algebra.no
+    zero, apart = algebra.both(low == 0, high == 0), algebra.either(low > 0, high < 0)
     # An end may be NaN (inf - inf): every comparison with it is false, which must read as "possible" and "not sure".
     rows: dict[type, tuple[Any, Any]] = {
         sp.Ge: (no(high < 0), low >= 0),

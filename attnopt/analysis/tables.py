@@ -28,13 +28,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import sympy as sp
 from sympy.logic.boolalg import Boolean
 
 from attnopt import expr as ex
-from attnopt.analysis.blocks import BlockMap, block_map
-from attnopt.analysis.grid import Array
+from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL, BlockMap, block_map, outcome
+from attnopt.analysis.intervals import NUMERIC, Algebra
 
 AXES = {"q": ex.q, "k": ex.k}
 # Ends are float64, which holds these and their products with small numbers exactly; what is larger counts as unknown.
@@ -89,20 +88,36 @@ def classes(
     `ends` holds, for each table, arrays with the axes `b, h, blocks` (size 1 where the load does not depend on one).
     It is the definition of what a table means; a kernel evaluates the same comparisons one tile at a time.
     """
+    found = block_map(made.keep, sizes, block, _known(made, ends, sizes, NUMERIC)).classes
+    return BlockMap(found.reshape((1,) * (4 - found.ndim) + found.shape), block)
+
+
+def classes_of(
+    made: Plan, ends: Mapping[Table, tuple[Any, Any]], sizes: Mapping[sp.Symbol, int], block: tuple[int, int],
+    algebra: Algebra,
+) -> Any:  # fmt: skip
+    """As `classes`, by the operations of another algebra: integers broadcastable to the axes of `BlockMap.classes`."""
+    possible, sure = outcome(made.keep, sizes, block, _known(made, ends, sizes, algebra), algebra)
+    return algebra.select(sure, FULL, algebra.select(possible, PARTIAL, EMPTY))
+
+
+def _known(
+    made: Plan, ends: Mapping[Table, tuple[Any, Any]], sizes: Mapping[sp.Symbol, int], algebra: Algebra
+) -> dict[Any, Any]:
+    """The ends of loads, and of those of `b` and `h` that the mask itself names, each along its own axis."""
     known: dict[Any, Any] = {table.load: tuple(_placed(table, x) for x in pair) for table, pair in ends.items()}
     bare = made.keep.xreplace({table.load: sp.S.Zero for table in ends})
     for symbol, size, axes in ((ex.b, ex.n_b, 3), (ex.h, ex.n_h, 2)):
         if ex.depends(bare, symbol) and size in sizes:  # classes of their own for each entry or head
-            places = np.arange(sizes[size], dtype=np.int64).reshape(-1, *(1,) * axes)
+            places = algebra.places(sizes[size], 1).reshape(-1, *(1,) * axes)
             known[symbol] = (places, places)
-    found = block_map(made.keep, sizes, block, known).classes  # type: ignore[arg-type]
-    return BlockMap(found.reshape((1,) * (4 - found.ndim) + found.shape), block)
+    return known
 
 
-def _placed(table: Table, values: Array) -> Array:
+def _placed(table: Table, values: Any) -> Any:
     """`[b, h, blocks]` as `[b, h, blocks, 1]` or `[b, h, 1, blocks]`."""
-    values = np.asarray(values)
-    return values[..., None] if table.axis == "q" else values[..., None, :]
+    first, last = values.shape[:-1], values.shape[-1]
+    return values.reshape(*first, last, 1) if table.axis == "q" else values.reshape(*first, 1, last)
 
 
 def _outer(keep: Boolean) -> list[ex.Load]:

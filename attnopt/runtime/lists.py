@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy as sp
@@ -18,7 +19,8 @@ from attnopt import expr as ex
 from attnopt.analysis import tables
 from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL
 from attnopt.analysis.coarse import Coarse, coarse
-from attnopt.runtime.tables import fill, values
+from attnopt.runtime.capturing import capturing
+from attnopt.runtime.tables import algebra_on, fill, values
 from attnopt.spec import AttentionSpec
 
 Sizes = Mapping[sp.Symbol, int]
@@ -59,7 +61,12 @@ class Lists:
         return self._once("list", sizes, q.device, lambda: packed(self.classes(sizes, named, q.device)))
 
     def _once(self, what: str, sizes: Sizes, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-        """What these sizes alone decide is made for the first call that has them."""
+        """What these sizes alone decide is made for the first call that has them.
+
+        What is made while a CUDA graph is recorded is the graph's own: nothing is in it before it runs.
+        """
+        if capturing():
+            return make()
         key = (what, tuple(sizes.values()), device)
         if key not in self.known:
             if len(self.known) >= _KEPT:
@@ -88,11 +95,20 @@ class Lists:
         return classes
 
     def _rest(self, sizes: Sizes, named: Mapping[str, Tensor], device: torch.device) -> Tensor:
-        """The classes of what is not coarse."""
+        """The classes of what is not coarse; where data decides, by the device itself: the host never waits for it."""
+        if device.type != "cpu" and (not self.static or capturing()):
+            return self._on_device(sizes, named, device)
         filled = fill(self.plan, sizes, named, self.block, device)
         ends = {t: (low.cpu().numpy(), high.cpu().numpy()) for t, (low, high) in filled.ends.items()}
         found = tables.classes(self.plan, ends, sizes, self.block).classes
         return torch.from_numpy(found.copy()).to(device)
+
+    def _on_device(self, sizes: Sizes, named: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        filled = fill(replace(self.plan, rows=sp.true), sizes, named, self.block, device)
+        found = tables.classes_of(self.plan, filled.ends, sizes, self.block, algebra_on(device)).to(torch.int8)
+        tiles = tuple(-(-sizes[n] // x) for n, x in zip((ex.n_q, ex.n_k), self.block, strict=True))
+        found = found.reshape((1,) * (4 - found.dim()) + tuple(found.shape))
+        return found.expand(*found.shape[:2], *tiles).contiguous()
 
 
 def block_classes(
@@ -128,7 +144,7 @@ def packed(classes: Tensor) -> Tensor:
     full, partial = classes == FULL, classes == PARTIAL
     whole = full.sum(-1, keepdim=True, dtype=torch.int32)
     count = whole + partial.sum(-1, keepdim=True, dtype=torch.int32)
-    most = classes.shape[-1] if classes.is_cuda else int(count.max())  # no waiting for a device
+    most = int(count.max()) if classes.device.type == "cpu" else classes.shape[-1]  # no waiting for a device
     place = torch.where(full, full.cumsum(-1) + 1, partial.cumsum(-1) + whole + 1)
     place = place.masked_fill_(classes == EMPTY, 0)  # what is not visited is written where the count will stand
     blocks = torch.arange(classes.shape[-1], dtype=torch.int32, device=classes.device).expand(classes.shape)
@@ -142,6 +158,16 @@ def packed(classes: Tensor) -> Tensor:
 _PAIRS = 1 << 22
 # How many more tiles the range of keys of a tile must hold than there are to visit.
 _WASTE = 1.15
+
+
+# Pairs from which a list is worth some dozens of small operators of a device, at 0.2 to 0.3 ms, at every call.
+_PAIRS_OF_DATA = 1 << 28
+
+
+def apart(made: Lists, sizes: Sizes) -> bool:
+    """Whether data of queries and of keys keeps so many pairs apart, as documents do, that classing tiles is little."""
+    pairs = sizes[ex.n_b] * sizes[ex.n_h] * sizes[ex.n_q] * sizes[ex.n_k]
+    return pairs >= _PAIRS_OF_DATA and {"q", "k"} <= {t.axis for t in made.plan.tables}
 
 
 def pay(spec: AttentionSpec, sizes: Sizes, block: tuple[int, int] = (64, 64)) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sympy as sp
 import torch
 from torch import Tensor
 
 from attnopt import expr as ex
+from attnopt.analysis.intervals import Algebra, number
 from attnopt.analysis.tables import LARGEST, Plan, Table
 from attnopt.runtime.evaluate import Scope, evaluate
 
@@ -64,11 +67,15 @@ def values(
 
     `steps`: every how many queries and keys there is a value.
     """
-    axes = {
-        symbol: torch.arange(0, sizes[size] if ex.depends(expr, symbol) else 1, step, device=device)
+    extents = {
+        symbol: (sizes[size] if ex.depends(expr, symbol) else 1, step)
         for symbol, size, step in zip(ex.COORDINATES, ex.SIZES, (1, 1, *steps), strict=True)
     }
-    return evaluate(expr, Scope(axes, sizes, captures, None, torch.float32)).reshape([a.numel() for a in axes.values()])
+    axes = {symbol: torch.arange(0, size, step, device=device) for symbol, (size, step) in extents.items()}
+    # Where the axes go is known here; asked of their values, a device would be waited for.
+    whole = {symbol: size for symbol, (size, step) in extents.items() if step == 1}
+    scope = Scope(axes, sizes, captures, None, torch.float32, whole=whole)
+    return evaluate(expr, scope).reshape([a.numel() for a in axes.values()])
 
 
 def _ends(values: Tensor, axis: str, block: int) -> tuple[Tensor, Tensor]:
@@ -83,3 +90,24 @@ def _ends(values: Tensor, axis: str, block: int) -> tuple[Tensor, Tensor]:
         low.masked_fill(low.isnan() | (low < -LARGEST) & (not flat.is_floating_point()), -torch.inf),
         high.masked_fill(high.isnan() | (high > LARGEST) & (not flat.is_floating_point()), torch.inf),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def algebra_on(device: torch.device) -> Algebra:
+    """The arithmetic of ends for tensors of a device: nothing of it is read by the host, nothing comes from there."""
+
+    def tensor(x: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            return x
+        dtype = torch.bool if isinstance(x, bool) else torch.int64 if isinstance(x, int) else torch.float64
+        return torch.full((), x, dtype=dtype, device=device)  # filled there, not copied
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: function(*map(tensor, args))
+
+    floordiv = functools.partial(torch.div, rounding_mode="floor")
+    return Algebra(
+        number, of(floordiv), of(torch.remainder), of(torch.minimum), of(torch.maximum), of(torch.where), of(torch.eq),
+        of(torch.logical_and), of(torch.logical_or), of(torch.logical_not),
+        lambda size, step: torch.arange(0, size, step, device=device),
+    )  # fmt: skip

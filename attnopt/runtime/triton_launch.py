@@ -219,7 +219,7 @@ class TritonBackend:
 
 
 class Listed:
-    """Kernels that go by lists of tiles, and their lists. What is made on the host waits for no data of the device."""
+    """Kernels that go by lists of tiles, and their lists, for which the host waits for no data of a device."""
 
     def __init__(self, spec: AttentionSpec, kernels: Sequence[TritonKernel]) -> None:
         self.spec, self.kernels = spec, list(kernels)
@@ -238,7 +238,8 @@ class Listed:
             plan = self.kernels[0].plan
             made = self._lists((plan.block_m, plan.block_n))
             sizes = lists.sizes_of(self.spec, q, k, scalars)
-            self.known[key] = made.static and lists.pay(self.spec, sizes, made.block)
+            able = made.static or bool(made.coarse) or (q.is_cuda and lists.apart(made, sizes))
+            self.known[key] = able and lists.pay(self.spec, sizes, made.block)
         return self.known[key]
 
     def __call__(self, plan: TritonPlan, arguments: Sequence[Any]) -> Tensor:

@@ -51,8 +51,8 @@ class Visits:
 
 
 def chosen_capture(spec: AttentionSpec, lists: Lists) -> int | None:
-    """The place of the capture that is all of the mask that is constant on blocks, where positions decide the rest."""
-    if len(lists.coarse) != 1 or not lists.static:
+    """The place of the capture that is all of the mask that is constant on blocks; None if it is none or more."""
+    if len(lists.coarse) != 1:
         return None
     (one,) = lists.coarse
     load = one.condition.args[0] if isinstance(one.condition, sp.Ne) and one.condition.args[1] == 0 else None

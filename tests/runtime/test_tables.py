@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from attnopt import expr as ex
 from attnopt.analysis.blocks import EMPTY, FULL, PARTIAL
 from attnopt.analysis.grid import Grid
-from attnopt.analysis.tables import classes, plan
+from attnopt.analysis.tables import classes, classes_of, plan
 from attnopt.expr import b, k, n_k, n_q, q
-from attnopt.runtime.tables import Filled, fill
+from attnopt.runtime.tables import Filled, algebra_on, fill
 from tests.analysis.keeps import KEEPS, START, data, grids
 from tests.analysis.test_blocks import truth
 
@@ -41,6 +41,26 @@ def test_classes_are_never_wrong(keep: sp.Basic, grid: Grid, block: tuple[int, i
         first, last = (np.broadcast_to(x.numpy(), grid.shape[:2])[kept[:2]] for x in (filled.first, filled.last))
         assert (kept[3] >= first).all()
         assert (kept[3] <= last).all()
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(KEEPS, grids(), st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_tensors_are_classed_as_arrays_are(keep: sp.Basic, grid: Grid, block: tuple[int, int]) -> None:
+    filled, wanted = _filled(keep, grid, block)
+    sizes = {**dict(zip(ex.SIZES, grid.shape, strict=True)), START: grid.scalars.get("start", 0)}
+    found = classes_of(plan(keep), filled.ends, sizes, block, algebra_on(torch.device("cpu")))
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found.expand(wanted.shape), torch.from_numpy(wanted.copy()).long())
+
+
+def test_ends_that_are_no_numbers_leave_a_tile_partial() -> None:
+    row = np.array([[0.0] * 4 + [np.nan, 1.0] * 2 + [2.0] * 4])
+    keep = ex.load("row", b, k) > 0
+    grid = Grid((1, 1, 4, 12), {"row": row})
+    made, sizes = plan(keep), dict(zip(ex.SIZES, grid.shape, strict=True))
+    ends = fill(made, sizes, {"row": torch.from_numpy(row)}, (4, 4)).ends
+    found = classes_of(made, ends, sizes, (4, 4), algebra_on(torch.device("cpu")))
+    assert found.flatten().tolist() == [EMPTY, PARTIAL, FULL]
 
 
 _MASK = sp.Ne(data("row", b, k), 0)

@@ -25,7 +25,7 @@ from attnopt.runtime.dispatch import AttnoptWarning, Dispatcher, _Site
 from attnopt.runtime.triton_binaries import Binary
 from attnopt.runtime.triton_launch import Listed, TritonBackend, build, chip_of, usual
 from attnopt.runtime.triton_load import load
-from attnopt.spec import Heads
+from attnopt.spec import Capture, Heads
 from tests.specs import case
 
 HALF = Layout("bfloat16")
@@ -233,6 +233,24 @@ def test_lists_where_they_pay() -> None:
     assert visited[0, 0, 10, :5].tolist() == [3, 7, 7, 8, 9]
     # A block that the keys do not fill is never whole: nothing would keep its end out.
     assert listed(kernel.plan, (q[:, :, :40], k[:, :, :40], k))[0, 0, 0].tolist() == [0, 1, 0]
+
+
+def test_lists_of_masks_that_depend_on_data() -> None:
+    """Documents of long sequences on a device; what is chosen anywhere. What padding alone leaves out is no list's worth."""
+    same = sp.Eq(ex.load("ids", ex.b, ex.q, integer=True), ex.load("ids", ex.b, ex.k, integer=True))
+    padding = sp.Ne(ex.load("ids", ex.b, ex.k, integer=True), 0)
+    ids = (Capture("ids", "int", (None, None)),)
+    for keep, wanted in ((same, True), (padding, False)):
+        spec = replace(LSE, keep=sp.And(keep, ex.k <= ex.q), captures=ids, score=ex.s).canonical()
+        listed = Listed(
+            spec,
+            [triton.emit(spec, Layout("float32", (CaptureLayout("int64", 2),)), TritonPlan(64, 64, 4, 2, listed=True))],
+        )
+        with FakeTensorMode():
+            for device, length in (("cuda", 1 << 14), ("cuda", 1 << 10), ("cpu", 1 << 14)):
+                q, k = (torch.empty(1, h, length, spec.heads.d_qk, device=device) for h in (spec.heads.q, spec.heads.k))
+                assert listed.pays(q, k, []) is (wanted and (device, length) == ("cuda", 1 << 14))
+                listed.known.clear()
 
 
 def test_loads_are_not_checked_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

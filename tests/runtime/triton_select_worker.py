@@ -52,7 +52,7 @@ def choice(job: dict[str, Any]) -> dict[str, Any]:
         made = Lists(plain, block, ragged=True)
         written = Visits(plain, made)(q, k, given, ())
         if written is None:
-            lists.append("padded" if captures else "none")
+            lists.append("none")
             continue
         wanted = made(q, k, given, ()).expand(q.shape[0], q.shape[1], -1, -1)
         counts = written[..., 1].long()
