@@ -32,10 +32,10 @@ from attnopt.errors import SpecError
 from attnopt.expr import load_names
 from attnopt.runtime.bounds import outside
 from attnopt.runtime.chosen import chosen
+from attnopt.runtime.gradient import expected
 from attnopt.runtime.native import check_entries, layout_of
 from attnopt.runtime.pages import entry
 from attnopt.runtime.side_kernels import Trusted
-from attnopt.runtime.triton_gradient import expected
 from attnopt.runtime.triton_launch import Listed
 from attnopt.runtime.triton_load import interpreter_problem, load
 from attnopt.runtime.validate import compare
