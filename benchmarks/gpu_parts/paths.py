@@ -17,11 +17,14 @@ from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.aot.inputs import usual_inputs
 from attnopt.aot.standard import layout_for, standard
+from attnopt.codegen import triton
+from attnopt.codegen.triton_fit import fitting
 from attnopt.codegen.triton_plans import Chip
 from attnopt.options import Options
 from attnopt.runtime import dispatch
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.op import attention
+from attnopt.runtime.triton_call import launch
 from attnopt.runtime.validate import compare
 from attnopt.select import Select
 from attnopt.spec import AttentionSpec, Heads
@@ -170,6 +173,18 @@ def ahead(chip: Chip, device: str) -> Result:
     }
 
 
+def products(chip: Chip, device: str) -> Result:
+    """Products of fp32 elements both ways: in three products of TF32 parts, which kernels take here, and as IEEE says."""
+    spec = dict(standard(_HEADS))["causal"]
+    tensors = q, k, v = usual_inputs(spec, 1, 300, 1200, torch.float32, device)
+    plan, verdicts = fitting(spec, chip, "float32", "forward")[-1], {}
+    for way in ("tf32x3", "ieee"):
+        kernel = triton.emit(spec, layout_for(spec, "float32"), replace(plan, fp32=way))
+        out, lse = launch([kernel], tuple(tensors), {})
+        verdicts[way] = check_rows(spec, (q, k, v), (), (), out, lse)
+    return {"ok": verdicts[chip.fp32].ok, "note": "; ".join(f"{way} {v}" for way, v in verdicts.items())}
+
+
 # By kind of check.
 PATHS: dict[str, Callable[[Chip, str], Result]] = {
     "select topk": lambda chip, device: select(chip, device, "topk"),
@@ -179,4 +194,5 @@ PATHS: dict[str, Callable[[Chip, str], Result]] = {
     "compiled": lambda chip, device: compiled(chip, device, None),
     "compiled graphs": lambda chip, device: compiled(chip, device, "reduce-overhead"),
     "ahead of time": ahead,
+    "products of fp32": products,
 }
