@@ -174,7 +174,7 @@ def ahead(chip: Chip, device: str) -> Result:
 
 
 def products(chip: Chip, device: str) -> Result:
-    """Products of fp32 elements both ways: in three products of TF32 parts, which kernels take here, and as IEEE says."""
+    """Products of fp32 elements in three products of TF32 parts, which kernels take here, and as IEEE says."""
     spec = dict(standard(_HEADS))["causal"]
     tensors = q, k, v = usual_inputs(spec, 1, 300, 1200, torch.float32, device)
     plan, verdicts = fitting(spec, chip, "float32", "forward")[-1], {}
