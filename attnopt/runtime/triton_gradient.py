@@ -25,7 +25,7 @@ from attnopt.runtime.native import layout_of
 from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_launch import chip_of, far, on, runs_on, wide
 from attnopt.runtime.triton_tune import Tuner
-from attnopt.spec import AttentionSpec
+from attnopt.spec import AttentionSpec, Pointwise
 
 # Queries and keys of the problem on which kernels are compared with the reference before their first use.
 _SAMPLE = 80
@@ -108,7 +108,9 @@ class Kernels:
         `saved`: the result and lse that the forward gave, where they were kept; else they are made again.
         """
         out, lse = saved
-        if out is None or lse is None or self.learned or lse.shape != out.shape[:3] or not lse.is_contiguous():
+        if isinstance(self.spec.normalizer, Pointwise):  # its gradients mention neither
+            out, lse = grad, torch.zeros(grad.shape[:3], dtype=torch.float32, device=grad.device)
+        elif out is None or lse is None or self.learned or lse.shape != out.shape[:3] or not lse.is_contiguous():
             out, lse = self._results(tensors, scalars)
         given = (*tensors, *scalars, out, lse, grad, dlse)
         dq, dk, dv, *tables = launch(backward, given, {}, "attention_backward")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from attnopt import expr as ex
 from attnopt.codegen.triton_plans import CHIPS
 from attnopt.errors import CompileError
 from attnopt.options import Options
@@ -19,6 +20,7 @@ from attnopt.runtime import triton_gradient, triton_launch
 from attnopt.runtime.gradient import expected
 from attnopt.runtime.gradient import gradients as by_reference
 from attnopt.runtime.triton_gradient import Kernels, gradients, recorded_text
+from attnopt.spec import Pointwise
 from tests.specs import case
 
 SPEC = case("bias").spec
@@ -172,6 +174,18 @@ def test_what_the_forward_kept_is_not_made_again(chip: None, monkeypatch: pytest
     for saved, count in (((out, lse), 0), ((None, None), 1), ((out, torch.empty(0)), 2)):
         assert gradients(spec, grad, None, given[:3], (), needs, print, options, saved) is not None
         assert len(made) == count
+
+
+def test_weights_that_no_row_divides_need_no_forward(chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launched(kernels: Any, arguments: Any, more: Any, name: str) -> tuple[Tensor, ...]:
+        assert arguments[-4].shape == grad.shape
+        assert arguments[-3].shape == grad.shape[:3]
+        return tuple(given[:3])
+
+    grad, given = tensors()
+    monkeypatch.setattr(triton_gradient, "launch", launched)
+    spec = replace(case("causal").spec, score=ex.s, normalizer=Pointwise())
+    assert gradients(spec, grad, None, given[:3], (), [True] * 3, print, Options(first_use_check=False)) is not None
 
 
 def test_the_forward_is_asked_for_its_lse_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
