@@ -131,7 +131,7 @@ def _explained(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, op
     found = pipeline.find(captured.gm.graph, Known(captured.scalars, captured.tables(model)), options)
     others = pipeline.others(captured.gm.graph, found)
     # The captured graph is nobody else's: lowering it finds what only lowering declines, such as active dropout.
-    found = pipeline.lower(captured.gm, found)
+    found = pipeline.lower(captured.gm, found, again=True)
     notes = tuple(f.note for f in found if f.note)
     return Report(tuple(f.site() for f in found), type(model).__name__, notes, others=others)
 
@@ -235,7 +235,7 @@ def _build(
     original = copied(captured.gm) if settings.validate else None
     known = Known(captured.scalars, captured.tables(fast._source))
     found = [_declined(f, failed) for f in pipeline.find(captured.gm.graph, known, options)]
-    found = pipeline.lower(captured.gm, pipeline.leave(found, options))
+    found = pipeline.lower(captured.gm, pipeline.leave(found, options), again=True)
     compiled = Compiled(captured, captured.gm, fast, options)
     sites, figures = [f.site() for f in found], {}
     if original is not None:

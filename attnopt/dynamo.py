@@ -90,7 +90,7 @@ def _rewritten(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Optio
                 found = pipeline.find(traced.graph, {}, options)
             if not fixed:
                 break
-        found = pipeline.lower(traced, pipeline.leave(found, options))
+        found = pipeline.lower(traced, pipeline.leave(found, options), again=True)
         notes = tuple(f.note for f in found if f.note)
     return traced, pipeline.announce(Report(tuple(f.site() for f in found), "torch.compile graph", notes))
 
@@ -230,7 +230,7 @@ def explain_with_dynamo(
             return gm.forward
         sites = pipeline.find(traced.graph, {}, options)
         others.extend(pipeline.others(traced.graph, sites))
-        found.extend(pipeline.lower(traced, sites))
+        found.extend(pipeline.lower(traced, sites, again=True))
         return gm.forward
 
     try:

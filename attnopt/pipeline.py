@@ -25,6 +25,7 @@ from attnopt.passes.nearest import blocking
 from attnopt.region import Region
 from attnopt.report import Bystander, Report, Site
 from attnopt.runtime import op
+from attnopt.runtime import side as _side  # noqa: F401  defines the operator that lowered graphs may call
 from attnopt.runtime.sdpa import cheaper, sdpa_scale
 
 log = logging.getLogger("attnopt")
@@ -130,17 +131,20 @@ def _left(found: Found) -> str:
     return cheaper(*(value(given[name]) for name in ("query", "key", "value")))
 
 
-def lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
-    """Replace every found region that is not left by the operator, in place. Returns the sites, some now declined."""
+def lower(gm: fx.GraphModule, found: Sequence[Found], again: bool = False) -> list[Found]:
+    """Replace every found region that is not left by the operator, in place. Returns the sites, some now declined.
+
+    `again`: weights that the source keeps for others are made again by an operator, where they are known as such.
+    """
     modules = [gm, *(body.gm for body in everywhere(gm))]
-    out = [f for module in modules for f in _lower(module, [f for f in found if f.anchor.graph is module.graph])]
+    out = [f for module in modules for f in _lower(module, [f for f in found if f.anchor.graph is module.graph], again)]
     _tell("lowered", gm, out)
     return out
 
 
-def _lower(gm: fx.GraphModule, found: Sequence[Found]) -> list[Found]:
+def _lower(gm: fx.GraphModule, found: Sequence[Found], again: bool) -> list[Found]:
     """`lower` for one graph without its bodies."""
-    lowering, out = Lowering(gm), []
+    lowering, out = Lowering(gm, again), []
     for item in found:
         result = item.result
         if isinstance(result, Region) and not item.left:

@@ -37,6 +37,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The node whose element `[b, h, q, k]` is the normalised weight, before dropout and factors; with the key of the
+    spec (`analysis.plain`) and the operands that it is the weight of.
+    """
+
+    node: Any
+    key: str
+    query: Operand
+    key_operand: Operand
+
+
+@dataclass(frozen=True)
 class Region:
     """One attention in a graph.
 
@@ -50,6 +62,7 @@ class Region:
         escapes: inner values that are also used elsewhere, such as returned weights; they stay in the graph.
         merge: further attentions with the same output, whose results are added to this one's.
         query_heads: head of the query operand for each query head, where that is another one.
+        weights: the node of the weights, where it is known to hold them in the order of a fused attention.
         claims: other anchors that this region explains; what patterns say of those is dropped.
         pattern, source, module_path: which pattern found it, and where the user wrote it.
     """
@@ -73,6 +86,7 @@ class Region:
     merge: tuple[Region, ...] = ()
     query_heads: tuple[int, ...] = ()
     claims: frozenset[Any] = frozenset()
+    weights: Weights | None = None
 
     @property
     def terms(self) -> tuple[Region, ...]:

@@ -16,6 +16,7 @@ from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.functional import WRITES
 from attnopt.graph import value
+from attnopt.passes import recompute
 from attnopt.passes.line import draw
 from attnopt.region import Line, Operand, Region
 
@@ -23,10 +24,14 @@ aten = torch.ops.aten
 
 
 class Lowering:
-    """Lowers regions of one graph; shared captures and run-time sizes are prepared once. Call `finish` at the end."""
+    """Lowers regions of one graph; shared captures and run-time sizes are prepared once. Call `finish` at the end.
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    `again`: weights with other users are made again by an operator of their own.
+    """
+
+    def __init__(self, gm: fx.GraphModule, again: bool = False) -> None:
         self.gm = gm
+        self.again = again
         self.graph = gm.graph
         self.prepared: dict[Any, fx.Node] = {}
         self.scalars: dict[sp.Symbol, fx.Node] = {}
@@ -49,16 +54,20 @@ class Lowering:
         captures = [[self._capture(term, name, o) for name, o in term.captures.items()] for term in region.terms]
         calls = []
         dtype = _widest(region)
+        returned = recompute.wanted(region, dtype) if self.again else []
         with self.graph.inserting_before(region.output):
             for term, loaded, numbers in zip(region.terms, captures, scalars, strict=True):
                 given = (term.query, term.key, term.value)
                 query, key, val = (self._wide(self._heads(term, o), o, dtype) for o in given)
                 seed = [self._seed()] if term.spec.dropout else []
-                operands = (query, key, val, [*loaded, *seed], numbers, term.spec.text)
+                text = recompute.text_of(term) if returned else term.spec.text
+                operands = (query, key, val, [*loaded, *seed], numbers, text)
                 calls.append(self._call(torch.ops.attnopt.attention.default, *operands))
             parts = [self._call(operator.getitem, call, 0) for call in calls]
             total = functools.reduce(lambda x, y: self._call(aten.add.Tensor, x, y), parts)
             out = self._arrange(region, total, dtype)
+            if returned:
+                recompute.give(region, returned, calls[0], self._call(operator.getitem, calls[0], 1), self._call)
         for call in calls:
             call.meta.update({k: v for k, v in region.anchor.meta.items() if k in ("stack_trace", "nn_module_stack")})
             call.meta["attnopt_anchor"] = region.anchor.name

@@ -41,12 +41,16 @@ class Applied:
 
 @dataclass(frozen=True)
 class Rows:
-    """How the rows of a site are made: the mask and score of a logit over loads, the sink, what the weights become."""
+    """How the rows of a site are made: the mask and score of a logit over loads, the sink, what the weights become.
+
+    `plain`: the anchor's own values are the weights.
+    """
 
     masked: Callable[[sp.Expr], Masked]
     logit: sp.Expr
     weights: Weights
     sink: sp.Expr | None = None
+    plain: bool = True
 
 
 def apply(

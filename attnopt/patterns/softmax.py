@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from attnopt import expr as ex
+from attnopt.analysis.plain import weights_of
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.patterns import weights
@@ -17,7 +18,7 @@ from attnopt.patterns.byhand import quotient
 from attnopt.patterns.contraction import CONTRACTIONS, is_contraction
 from attnopt.patterns.shifts import unshifted
 from attnopt.patterns.views import CASTS, VIEWS, Index, same, shape
-from attnopt.region import Region
+from attnopt.region import Region, Weights
 
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax"}
 # What may stand between the weights and the values; whether it changes them is read, not assumed.
@@ -110,7 +111,21 @@ def _read(
     if any(is_contraction(site.lifter.nodes.get(x.args[0].name)) for c in logits[1:] for x in c.atoms(ex.Load)):
         return Decline(_MORE, node)
     rows = _rows(site, hearts[0], logits)
-    return finish(node, output, site, rows, dropout) if rows is not None else Decline(_CHANGED, site.node)
+    if rows is None:
+        return Decline(_CHANGED, site.node)
+    found = finish(node, output, site, rows, dropout)
+    return _with_weights(found, node, site, index) if isinstance(found, Region) and rows.plain else found
+
+
+def _with_weights(region: Region, node: fx.Node, site: Applied, index: Index) -> Region:
+    """The region, which knows the softmax as its weights if that has the coordinates of a fused attention in order."""
+    wanted, sizes = (ex.b, ex.h, ex.q, ex.k), shape(node)
+    if site.frame.batch != (ex.b,) or site.frame.fold is not None or len(index) != len(wanted):
+        return region
+    for place, symbol, size in zip(index, wanted, sizes, strict=True):
+        if not same(size, site.frame.extent(symbol)) or not (place == symbol or (place == 0 and size == 1)):
+            return region
+    return region.replace(weights=Weights(node, weights_of(region.spec).key, region.query, region.key))
 
 
 def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
@@ -122,7 +137,8 @@ def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
     changed = weights.read(site.weights.xreplace({heart: weights.P}) if again is None else again.factor)
     if changed is None or any(x.has(ex.k) for x in columns) or (columns and changed.factor.has(ex.k)):
         return None
-    return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns))
+    plain = again is None and not columns
+    return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns), plain)
 
 
 def _has_product(node: fx.Node) -> bool:
