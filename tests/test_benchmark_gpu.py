@@ -138,9 +138,10 @@ def test_the_ways_to_kernels_are_checked_too(script: ModuleType) -> None:
     found = [c for c in script.check.checks() if c.kind in paths]
     assert [c.kind for c in found] == [c.kind for c in script.check.checks(["paths"])] == list(paths)
     assert all("dry" in script.check.judged(c, chip, False)["note"] for c in found)
-    result = paths["select topk"](chip, "cpu")
-    assert result["ok"], result
-    assert result["note"].startswith("cpp: ")
+    for name, used in (("select topk", "cpp: "), ("select padded", "cpp: "), ("decay by token", "cpp linear: ")):
+        result = paths[name](chip, "cpu")
+        assert result["ok"], result
+        assert result["note"].startswith(used)
 
 
 def test_a_way_that_warns_is_wrong(script: ModuleType) -> None:

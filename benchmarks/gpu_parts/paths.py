@@ -27,8 +27,9 @@ from attnopt.runtime.op import attention
 from attnopt.runtime.triton_call import launch
 from attnopt.runtime.validate import compare
 from attnopt.select import Select
-from attnopt.spec import AttentionSpec, Heads
+from attnopt.spec import AttentionSpec, Capture, Heads
 from gpu_parts import special
+from gpu_parts.decays import decayed
 from gpu_parts.rows import Row
 
 Result = dict[str, Any]
@@ -55,17 +56,28 @@ def _verdict(spec: AttentionSpec, tensors: list[Tensor], out: Tensor, kernel: st
     return {"ok": verdict.ok and used == kernel, "note": f"{used}: {verdict}"}
 
 
-def select(chip: Chip, device: str, rule: str) -> Result:
-    """Blocks chosen on the device, and attention by the list that is written there."""
+def decays(chip: Chip, device: str, kind: str) -> Result:
+    """Linear attention with a learned decay, by kernels of linear cost in both directions."""
+    found = _told(lambda: decayed(device, _DTYPE[device], kind))
+    linear = {"triton": "triton linear", "cpp": "cpp linear"}[_KERNEL[device]]
+    return {"ok": found["ok"] and found["used"] == linear, "note": found["note"]}
+
+
+def select(chip: Chip, device: str, rule: str, padded: bool = False) -> Result:
+    """Blocks chosen on the device, and attention by the list that is written there; also under padding."""
     amount = {"topk": sp.Integer(4), "mass": sp.Rational(3, 4)}[rule]
     about = Select(rule, (amount,), block=64, tile=64, own=ex.q, first=1, scale=sp.Rational(1, 8))
-    spec = AttentionSpec(_HEADS, _SCALED, ex.k <= ex.q, select=about).canonical()
-    q, k, v = usual_inputs(spec, 2, 1000, 1000, _DTYPE[device], device)
+    pad = (Capture("pad", "bool", (None, None)),) if padded else ()
+    there = sp.Ne(ex.load("pad", ex.b, ex.k, integer=True), 0) if padded else sp.true
+    keep = sp.And(ex.k <= ex.q, there)
+    spec = AttentionSpec(_HEADS, _SCALED, keep, select=about, captures=pad).canonical()
+    q, k, v, *_ = usual_inputs(spec, 2, 1000, 1000, _DTYPE[device], device)
+    given = [torch.arange(1000, device=device) < torch.tensor([[1000], [700]], device=device)] if padded else []
 
     def run() -> Result:
-        out, _ = attention(spec, q, k, v)
-        made = dispatch.choice(spec, q, k, (), (), Options(), warnings.warn)
-        return _verdict(lowered(spec), [q, k, v, made], out, _KERNEL[device])
+        out, _ = attention(spec, q, k, v, given)
+        made = dispatch.choice(spec, q, k, given, (), Options(), warnings.warn)
+        return _verdict(lowered(spec), [q, k, v, *given, made], out, _KERNEL[device])
 
     return _told(run)
 
@@ -189,7 +201,10 @@ def products(chip: Chip, device: str) -> Result:
 PATHS: dict[str, Callable[[Chip, str], Result]] = {
     "select topk": lambda chip, device: select(chip, device, "topk"),
     "select mass": lambda chip, device: select(chip, device, "mass"),
+    "select padded": lambda chip, device: select(chip, device, "topk", padded=True),
     "listed": listed,
+    "decay by head": lambda chip, device: decays(chip, device, "head"),
+    "decay by token": lambda chip, device: decays(chip, device, "token"),
     "graph": graph,
     "compiled": lambda chip, device: compiled(chip, device, None),
     "compiled graphs": lambda chip, device: compiled(chip, device, "reduce-overhead"),

@@ -111,6 +111,12 @@ def retention(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
     return (q @ k.mT * (0.9**gap).tril()) @ v
 
 
+def gated(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
+    line = torch.nn.functional.logsigmoid(q[..., 0] - k[..., 1]).cumsum(-1)
+    gap = line.unsqueeze(-1) - line.unsqueeze(-2)
+    return (q @ k.mT * gap.masked_fill(~torch.ones(N, N, dtype=torch.bool).tril(), -torch.inf).exp()) @ v
+
+
 def lower_triangle(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
     return by_sum((phi(q) @ phi(k).mT).tril()) @ v
 
@@ -123,6 +129,7 @@ def every_key(q: Tensor, k: Tensor, v: Tensor, rate: Tensor) -> Tensor:
 QUADRATIC = (
     (lightning, "linear with decay", "score s*exp(-(q - k)*bias[h]); keep k <= q (empty row: zero); weight is the score"),
     (retention, "linear with decay", "score s*exp(-0.105361*maximum(q - k, 0)); keep k <= q (empty row: zero); weight is the score"),
+    (gated, "linear with decay", "score s*exp(bias[h, q] - bias[h, k]); keep k <= q (empty row: zero); weight is the score"),
     (lower_triangle, "linear", "score s; keep k <= q (empty row: zero); weight is the score, row divided by t"),
     (every_key, "linear", "score s; weight is the score, row divided by t + 1e-06"),
 )  # fmt: skip
