@@ -104,8 +104,14 @@ def _output_written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 IN_PLACE = "changed in place before the attention ends"
 WRITES = (
     Friend("scores_zeroed", _scores_zeroed, fused=1),
-    Friend("weights_zeroed", _weights_zeroed, backward=False),
-    Friend("weights_zeroed_through_a_view", _weights_zeroed_through_a_view, backward=False),
+    Friend("weights_zeroed", _weights_zeroed, QKV, ("meet no value",), backward=False),
+    Friend(
+        "weights_zeroed_through_a_view",
+        _weights_zeroed_through_a_view,
+        QKV,
+        ("no dimension of the output",),
+        backward=False,
+    ),
     Friend("scores_seen_by_stride", _scores_seen_by_stride, QKV, (IN_PLACE,)),
     Friend("values_written", _values_written, fused=1),
     Friend("given_key_written", _given_key_written, QKV, (IN_PLACE,), backward=False),

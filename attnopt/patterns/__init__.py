@@ -14,7 +14,7 @@ from torch import fx
 from attnopt.errors import Decline
 from attnopt.graph import arguments, op_name, value
 from attnopt.pattern import Pattern
-from attnopt.patterns import byhand, called, flex, joined, linear, named, pointwise, sdpa, softmax, sums
+from attnopt.patterns import byhand, called, chunks, flex, joined, linear, named, pointwise, sdpa, softmax, sums
 from attnopt.patterns.known import BUDGET, TRIAL, Known
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import Masked, split
@@ -42,6 +42,7 @@ PATTERNS = (
     Pattern("named", named.match),
     Pattern("sum", sums.match),
     Pattern("softmax", softmax.match),
+    Pattern("chunks", chunks.match),
     Pattern("joined", joined.match),
     Pattern("softmax by hand", byhand.match),
     Pattern("pointwise", pointwise.match),

@@ -102,12 +102,16 @@ def sides(output: fx.Node, holds: Callable[[fx.Node], bool]) -> tuple[int | None
 
 
 def finish(
-    anchor: fx.Node, output: fx.Node, site: Applied, rows: Rows, dropout: Mapping[fx.Node, float]
-) -> Region | Decline:
-    """Pick the contraction that is `s` in the logit, and build the region."""
+    anchor: fx.Node, output: fx.Node, site: Applied, rows: Rows, dropout: Mapping[fx.Node, float],
+    known: Mapping[str, tuple[Place, Place]] | None = None,
+) -> Region | Decline:  # fmt: skip
+    """Pick the contraction that is `s` in the logit, and build the region.
+
+    `known` gives query and key of contractions by name where their own indices do not tell.
+    """
     declined: Decline | None = None
     for load in sorted(rows.logit.atoms(ex.Load), key=str):
-        places = products(load, site)
+        places = products(load, site) if known is None else known.get(load.args[0].name)
         if places is None:
             continue
         masked = rows.masked(rows.logit.xreplace({load: ex.s}))

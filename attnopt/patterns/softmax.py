@@ -22,7 +22,7 @@ from attnopt.region import Region, Weights
 
 SOFTMAX = {"aten::softmax", "aten::_softmax", "aten::special_softmax"}
 # What may stand between the weights and the values; whether it changes them is read, not assumed.
-_BETWEEN = {
+BETWEEN = {
     "aten::dropout", "aten::mul", "aten::div", "aten::add", "aten::sub", "aten::masked_fill", "aten::nan_to_num",
     "aten::clamp", "aten::where", *VIEWS, *CASTS,
 }  # fmt: skip
@@ -31,7 +31,7 @@ _PRODUCTS = CONTRACTIONS - {"aten::linear", "aten::baddbmm", "aten::addmm"}
 _MORE = "the softmax runs over more than the keys whose values are summed"
 _NO_PRODUCT = "no contraction of queries and keys makes the scores"
 _STEPS = 64
-_CHANGED = "the weights are changed between the softmax and the values"
+CHANGED = "the weights are changed between the softmax and the values"
 # More columns than this beside the keys are no sinks.
 _COLUMNS = 8
 
@@ -61,7 +61,7 @@ def _applied(node: fx.Node) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
                 continue
             if (is_applying(user) or op_name(user) in _PRODUCTS) and _widens(user, seen):
                 yield user, seen
-            elif op_name(user) in _BETWEEN and _carries(user, current):
+            elif op_name(user) in BETWEEN and _carries(user, current):
                 seen.add(user)
                 queue.append(user)
 
@@ -88,10 +88,10 @@ def _read(
 ) -> Region | Decline:
     site = apply(output, lambda n: n in way, constants, fold, (node,))
     if isinstance(site, Decline):
-        return site if _has_product(node) else Decline(_NO_PRODUCT, node)  # a router, whatever its weights multiply
+        return site if has_product(node) else Decline(_NO_PRODUCT, node)  # a router, whatever its weights multiply
     hearts = [load for load in site.weights.atoms(ex.Load) if load.args[0].name == node.name]
     if len(hearts) != 1:
-        return Decline(_CHANGED, site.node)
+        return Decline(CHANGED, site.node)
     index, dim = hearts[0].args[1:], arguments(node)["dim"] % len(hearts[0].args[1:])
     offset = index[dim] - ex.k
     over = offset.is_Integer or (index[dim] == 0 and site.frame.single(ex.k))
@@ -110,11 +110,11 @@ def _read(
         return Decline("dropout acts on the scores", node)
     if any(is_contraction(site.lifter.nodes.get(x.args[0].name)) for c in logits[1:] for x in c.atoms(ex.Load)):
         return Decline(_MORE, node)
-    rows = _rows(site, hearts[0], logits)
-    if rows is None:
-        return Decline(_CHANGED, site.node)
-    found = finish(node, output, site, rows, dropout)
-    return _with_weights(found, node, site, index) if isinstance(found, Region) and rows.plain else found
+    made = rows(site, hearts[0], logits)
+    if made is None:
+        return Decline(CHANGED, site.node)
+    found = finish(node, output, site, made, dropout)
+    return _with_weights(found, node, site, index) if isinstance(found, Region) and made.plain else found
 
 
 def _with_weights(region: Region, node: fx.Node, site: Applied, index: Index) -> Region:
@@ -128,7 +128,7 @@ def _with_weights(region: Region, node: fx.Node, site: Applied, index: Index) ->
     return region.replace(weights=Weights(node, weights_of(region.spec).key, region.query, region.key))
 
 
-def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
+def rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
     """What the softmax is of, and what becomes of its weights, which may be normalised once more."""
     logit, *columns = unshifted(logits, site.lifter)
     logit = sp.expand_mul(logit, deep=False) if isinstance(logit, sp.Mul) else logit
@@ -141,7 +141,7 @@ def _rows(site: Applied, heart: ex.Load, logits: list[sp.Expr]) -> Rows | None:
     return Rows(lambda x: weights.guarded(x, site.lifter), logit, changed, _sink(columns), plain)
 
 
-def _has_product(node: fx.Node) -> bool:
+def has_product(node: fx.Node) -> bool:
     """Whether a product of two tensors stands behind the softmax, and not only a map of one."""
     queue, seen = [node.args[0]], {node}
     while queue and len(seen) < _STEPS:

@@ -141,7 +141,7 @@ def settle(found: Weights, masked: Masked, lifter: Lifter) -> tuple[Masked, sp.E
         test = ex.canon(resolve(condition, lifter))
         if _decides(test, masked.keep):
             policy = EmptyRow.ZERO
-        elif policy is EmptyRow.NAN and not never_empty(masked.keep):
+        elif policy is EmptyRow.NAN and not never_empty(masked.keep, lifter):
             return _DROPS
         elif not _implied(test, masked.keep) or policy is EmptyRow.UNIFORM:
             factor = factor * ex.Where(condition, sp.S.One, sp.S.Zero)
@@ -176,9 +176,12 @@ def _same(x: Boolean, y: Boolean) -> bool:
     return bool(ex.canon(x) == ex.canon(y))
 
 
-def never_empty(keep: Boolean) -> bool:
-    """Whether every row keeps a key for certain: its first, or the one at its own place."""
-    return keep == sp.true or any(ex.canon(keep.xreplace({ex.k: at})) == sp.true for at in (sp.S.Zero,))
+def never_empty(keep: Boolean, lifter: Lifter | None = None) -> bool:
+    """Whether every row keeps a key for certain: its first, or the one at its own place where there is such a key."""
+    sizes = {} if lifter is None else lifter.sizes.sizes
+    own = {ex.q, ex.k} <= sizes.keys() and same(sizes[ex.q], sizes[ex.k])
+    at = (sp.S.Zero, ex.q) if own else (sp.S.Zero,)
+    return keep == sp.true or any(ex.canon(keep.xreplace({ex.k: place})) == sp.true for place in at)
 
 
 def unresolved(exprs: Iterable[sp.Basic]) -> bool:

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 
 import attnopt
 from attnopt.runtime.validate import compare
+from tests.chunk_friends import CHUNKED
 from tests.false_friends import FRIENDS as LOOKALIKES
 from tests.false_friends import Friend
 from tests.modules import Function
 from tests.unsafe_graphs import UNSAFE
 
-FRIENDS, SEED = (*LOOKALIKES, *UNSAFE), 11
+FRIENDS, SEED = (*LOOKALIKES, *UNSAFE, *CHUNKED), 11
 
 
 def _copies(inputs: tuple[Tensor, ...], double: bool = False) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.spellings import (
     biases,
+    chunks,
     contractions,
     flex,
     layouts,
@@ -17,7 +18,7 @@ from tests.spellings import (
 )
 from tests.spellings.row import Spelling
 
-GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex, rare, synonyms)
+GROUPS = (scales, contractions, layouts, masks, biases, normalisers, sdpa, modules, flex, rare, synonyms, chunks)
 SPELLINGS: tuple[Spelling, ...] = tuple(row for group in GROUPS for row in group.ROWS)
 
 __all__ = ["GROUPS", "SPELLINGS", "Spelling"]
