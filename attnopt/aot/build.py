@@ -53,7 +53,11 @@ def compile_spec(
             kernel = EMIT[kind](spec, layout, plan)
         except SpecError as error:
             raise CompileError(str(error)) from error
-        compiled = [compile_entry(kernel, entry, chip) for entry in kernel.entries]
+        try:
+            compiled = [compile_entry(kernel, entry, chip) for entry in kernel.entries]
+        except CompileError as error:
+            problem = str(error).rstrip(".")
+            continue
         problems = [made.problem for made in compiled if made.problem is not None]
         if not problems:
             return kernel, compiled

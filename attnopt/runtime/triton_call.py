@@ -34,11 +34,15 @@ def launch(
         try:
             return getattr(module, name)(*arguments, **(more(kernels[0].plan) if callable(more) else more))
         except Exception as error:
-            # The next plan is for a kernel that is too large; anything else will not get better.
-            if type(error).__name__ != "OutOfResources" or len(kernels) == 1:
+            if not of_plan(error) or len(kernels) == 1:  # anything else will not get better
                 text = str(error).strip().splitlines() or [repr(error)]
                 raise CompileError(f"Triton: {text[-1][:300]}") from error
             kernels.pop(0)
+
+
+def of_plan(error: Exception) -> bool:
+    """Whether another plan may do better: the kernel is too large, or the compiler cannot build it with this one."""
+    return type(error).__name__ in ("OutOfResources", "PTXASError") or "PassManager::run failed" in str(error)
 
 
 def tuned(

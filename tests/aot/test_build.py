@@ -86,3 +86,16 @@ def test_pages_are_compiled_for_and_read_back() -> None:
     made = list(build(specs, (CHIPS["sm_90"],), "bfloat16", said.append, ("forward",), page=16))
     assert [(name, kernel.layout.page) for name, _, kernel, _ in made] == [("causal", 16)]
     assert "all rows are computed" in said[-1]
+
+
+def test_a_plan_that_the_compiler_cannot_build_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = needs({})
+
+    def compile_entry(kernel: TritonKernel, entry: Entry, chip: Chip) -> Compiled:
+        if kernel.plan.block_n == 128:
+            raise CompileError("Triton cannot compile it.")
+        return fits(kernel, entry, chip)
+
+    monkeypatch.setattr("attnopt.aot.build.compile_entry", compile_entry)
+    kernel, _ = compile_spec(SPECS["padding"], CHIPS["sm_90"], "bfloat16")
+    assert kernel.plan.block_n < 128

@@ -44,6 +44,15 @@ def test_plans_that_do_not_fit_are_removed(monkeypatch: pytest.MonkeyPatch) -> N
         launch(KERNELS[:1], (), {})
 
 
+def test_what_the_compiler_cannot_build_is_a_matter_of_the_plan() -> None:
+    class PTXASError(Exception):
+        """As Triton's, by name."""
+
+    assert triton_call.of_plan(PTXASError("too many registers"))
+    assert triton_call.of_plan(RuntimeError("PassManager::run failed"))
+    assert not triton_call.of_plan(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
 def test_a_device_without_a_driver_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(device: object) -> str:
         raise AssertionError("no driver")
