@@ -42,6 +42,8 @@ def _group(spec: AttentionSpec) -> int:
 def _streams(spec: AttentionSpec, sizes: Sizes) -> bool:
     """Few rows for each key head: packing keys and values would cost more than what it saves."""
     heads = spec.heads
+    if sizes.n_k <= 2 and _group(spec) == 1 and _fits(spec, sizes):
+        return False  # so few keys are not packed
     shared = heads.k == heads.v and heads.k_map == heads.v_map
     return shared and sizes.n_q * _group(spec) <= 16
 

@@ -20,8 +20,14 @@ struct Rows {
   INLINE const Element* at(int64_t k) const { return base + k * row; }
 };
 
-// One cache line of elements, if rows are made of whole ones: so often memory is asked for what comes next.
+// Elements of a cache line, and how many of them are read before the next lines are asked for.
 constexpr int kLine = 64 / int(sizeof(Element)), kAhead = kDepth % kLine == 0 && kLine > kLanes ? kLine : kLanes;
+constexpr int kKeyLines = (kDepth + kLine - 1) / kLine, kValueLines = (kWidth + kLine - 1) / kLine;
+
+// Asks for a line of some rows, counted through all of them: whatever the order of products, memory is read in its own.
+template <int kLines> INLINE void fetch_line(Rows rows, unsigned line) {
+  __builtin_prefetch(rows.at(line / kLines) + line % kLines * kLine);
+}
 
 // Scores of R queries: s[r][0 .. keys), R * (keys at a time) = kLanes. Beyond `valid` the last key is repeated.
 // Meanwhile the rows `next` are fetched.
@@ -33,7 +39,7 @@ template <int R> void score_block(const float* q, Rows keys, Rows next, int coun
     VF sum[kLanes] = {};
     for (int start = 0; start < kDepth; start += kAhead) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kAtOnce; ++i) __builtin_prefetch(next.at(key + i) + start);
+      for (int i = 0; i < kAtOnce; ++i) fetch_line<kValueLines>(next, key * kValueLines + start / kLine * kAtOnce + i);
 #pragma GCC unroll 16
       for (int d = start; d < start + kAhead; d += kLanes) {
         VF x[kAtOnce];
@@ -58,11 +64,13 @@ template <int R> void score_block(const float* q, Rows keys, Rows next, int coun
 template <int R, int NV>
 INLINE void value_columns(const float* p, Rows values, Rows next, int keys, const float* scale, float* out,
                           int column) {
+  constexpr int kLines = NV * kLanes > kLine ? NV * kLanes / kLine : 1;
   VF sum[R][NV] = {};
 #pragma GCC unroll 2
   for (int key = 0; key < keys; ++key) {
     const Element* v = values.at(key) + column;
-    __builtin_prefetch(next.at(key) + column);
+    for (int i = 0; i < kLines && column % kLine == 0; ++i)
+      fetch_line<kKeyLines>(next, (column / kLine + i) * kBlockK + key);
     VF x[NV];
 #pragma GCC unroll 16
     for (int i = 0; i < NV; ++i) x[i] = load_f<false>(v + i * kLanes, kLanes);
@@ -258,7 +266,7 @@ int32_t @RUN@(const Args& a, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     Scratch& t = scratch[omp_get_thread_num()];
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t item = 0; item < w.items; ++item) {
       const Tile tile = tile_at(a, w, item / w.splits);
       if (tile.count == 0) continue;
@@ -271,7 +279,8 @@ int32_t @RUN@(const Args& a, int threads) {
     }
     // The parts meet in the order of the keys, whichever thread found them.
     if (w.splits > 1) {
-#pragma omp for schedule(static)
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
       for (int64_t piece = 0; piece < w.items / w.splits; ++piece) {
         const Tile tile = tile_at(a, w, piece);
         for (int r = 0; r < tile.count; ++r) {

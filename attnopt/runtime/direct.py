@@ -13,19 +13,31 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+# Found once: looking a name up in a module takes as long as such a question.
+_compiles, _modes, _functions = (
+    torch.compiler.is_compiling,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+)
+_transforms, _autocasts, _traces = (
+    torch._C._are_functorch_transforms_active,
+    torch.is_autocast_enabled,
+    torch._C._get_tracing_state,
+)
+_autograd, _records, _strided = torch._C._autograd, torch.is_grad_enabled, torch.strided
 
 
 def watched() -> bool:
     """Whether anybody but the caller takes an interest in operators: a compiler, a mode, a transform, a profiler."""
     return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        _compiles()
+        or _modes()
+        or _functions()
         or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._autograd._profiler_enabled()
-        or torch._C._get_tracing_state()
+        or _transforms()
+        or _autocasts("cpu")
+        or _autograd._profiler_enabled()
+        or _traces()
     )
 
 
@@ -33,9 +45,9 @@ def direct(tensors: Sequence[Tensor]) -> bool:
     """Whether an operator on these tensors is no more than its kernel for the CPU."""
     if watched():
         return False
-    records = torch.is_grad_enabled()
+    records = _records()
     for t in tensors:
-        if type(t) not in _PLAIN or not t.is_cpu or t.layout is not torch.strided or (records and t.requires_grad):
+        if type(t) not in _PLAIN or not t.is_cpu or t.layout is not _strided or (records and t.requires_grad):
             return False
         if t.is_neg() or t._is_zerotensor():  # views that the dispatcher would compute first
             return False

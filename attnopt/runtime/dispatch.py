@@ -53,10 +53,10 @@ class Dispatcher:
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], text: str
     ) -> tuple[Tensor, Tensor]:
         """`(out, lse)` as the operator promises them."""
-        site = self.sites.get(text) or self._site(text)
+        site = self.site(text)
         if site.lowered is not None:
             return self._chosen(site, q, k, v, captures, scalars)
-        shape = self._shape(site, q, k, v, captures, scalars)
+        shape = self.shape(site, q, k, v, captures, scalars)
         backend = site.shapes.get(shape)
         if backend is None:
             return self._first(site, shape, q, k, v, captures, scalars)
@@ -71,9 +71,10 @@ class Dispatcher:
         return self._finish(site, reference(site.spec, q, k, v, captures, scalars))
 
     @staticmethod
-    def _shape(
+    def shape(
         site: _Site, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Any, ...]:
+        """What decides which backend runs, by which `site.shapes` are kept."""
         shape = (q.dtype, k.dtype, v.dtype, q.shape, k.shape, v.shape, q.device, k.device, v.device)
         if not captures and not scalars:
             return shape
@@ -88,11 +89,11 @@ class Dispatcher:
     ) -> tuple[Tensor, Tensor]:
         """A selection is made first; what runs is the attention under the mask that it is."""
         assert site.lowered is not None
-        shape = self._shape(site, q, k, v, captures, scalars)
+        shape = self.shape(site, q, k, v, captures, scalars)
         if shape not in site.shapes:
             check_inputs(site.spec, q, k, v, captures, scalars)
             if len(site.shapes) >= _SHAPES_KEPT:
-                site.shapes.clear()
+                site.forget()
             site.shapes[shape] = None
         made = choice(site.spec, q, k, captures, scalars, self.options, self.warn)
         result = self.run(q, k, v, [*captures, made], scalars, site.lowered.text)
@@ -100,9 +101,13 @@ class Dispatcher:
         site.used, site.reason = run.used, run.reason
         return result
 
-    def _site(self, text: str) -> _Site:
-        with self.lock:
-            return self.sites.setdefault(text, _Site(text))
+    def site(self, text: str) -> _Site:
+        """What is known of the spec with this text."""
+        found = self.sites.get(text)
+        if found is None:
+            with self.lock:
+                found = self.sites.setdefault(text, _Site(text))
+        return found
 
     def _first(
         self,
@@ -128,7 +133,7 @@ class Dispatcher:
             if result is None and backend.name in _COMPILED:
                 backend = site.fallback()
             if len(site.shapes) >= _SHAPES_KEPT:
-                site.shapes.clear()
+                site.forget()
             if not recorded(q):  # what was not compared is compared at the next call
                 site.shapes[shape] = backend
             site.used = backend.name
@@ -162,7 +167,7 @@ class Dispatcher:
             if not verdict.ok:
                 site.reason = f"failed its first-use check: {verdict}"
                 site.backends[layout, plan, q.device.type] = site.fallback()
-                site.shapes.clear()
+                site.forget()
                 self.warn(
                     f"the kernel of {site.spec} disagrees with the reference and is switched off ({verdict}); "
                     f"{self._instead(site)} runs instead. Please report this with the spec's text."

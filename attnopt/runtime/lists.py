@@ -25,6 +25,8 @@ from attnopt.spec import AttentionSpec
 
 Sizes = Mapping[sp.Symbol, int]
 _KEPT = 64
+# How many masks of data are remembered, and elements of one that are compared.
+_SEEN, _COMPARED = 8, 1 << 17
 
 
 def sizes_of(spec: AttentionSpec, q: Tensor, k: Tensor, scalars: Sequence[int]) -> dict[sp.Symbol, int]:
@@ -50,15 +52,33 @@ class Lists:
         self.coarse, rest = coarse(spec.keep)
         self.plan = tables.plan(rest)
         self.static = not rest.has(ex.Load)
+        self.read = {load.args[0].name for load in ex.loads(spec.keep)}
         self.known: dict[Any, Tensor] = {}
+        self.seen: dict[Any, tuple[list[Tensor], Tensor]] = {}
 
     def __call__(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Tensor:
         """The list of these inputs, on their device."""
         sizes = sizes_of(self.spec, q, k, scalars)
         named = {c.name: t for c, t in zip(self.spec.captures, captures, strict=True)}
         if self.coarse or not self.static:
-            return packed(self.classes(sizes, named, q.device))
+            make = lambda: packed(self.classes(sizes, named, q.device))  # noqa: E731
+            data = [t for name, t in named.items() if name in self.read]
+            return self._of_data(sizes, data, make) if all(map(_comparable, data)) else make()
         return self._once("list", sizes, q.device, lambda: packed(self.classes(sizes, named, q.device)))
+
+    def _of_data(self, sizes: Sizes, data: list[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        """The list that the same data had: the layers of a model share documents and padding.
+
+        Data are compared, not tensors: whoever writes into their memory need not say so.
+        """
+        key = (*sizes.values(), *[(t.shape, t.dtype) for t in data])
+        before, found = self.seen.get(key, ([], None))
+        if found is None or not all(map(torch.equal, before, data)):
+            found = make()
+            if len(self.seen) >= _SEEN:
+                self.seen.clear()
+            self.seen[key] = [t.clone() for t in data], found
+        return found
 
     def _once(self, what: str, sizes: Sizes, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         """What these sizes alone decide is made for the first call that has them.
@@ -109,6 +129,11 @@ class Lists:
         tiles = tuple(-(-sizes[n] // x) for n, x in zip((ex.n_q, ex.n_k), self.block, strict=True))
         found = found.reshape((1,) * (4 - found.dim()) + tuple(found.shape))
         return found.expand(*found.shape[:2], *tiles).contiguous()
+
+
+def _comparable(data: Tensor) -> bool:
+    """Whether comparing these data takes less time than a list, and equal ones are the same (0.0 and -0.0 are not)."""
+    return data.device.type == "cpu" and not data.is_floating_point() and 0 < data.numel() <= _COMPARED
 
 
 def block_classes(

@@ -72,8 +72,22 @@ class Native:
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
         """`out` in its final layout, and the side outputs of rows. Raises `CompileError` if the kernel refuses."""
-        shape, width = q.shape, v.shape[3]
-        batch, heads, rows, _ = shape
+        key: tuple[Any, ...] = (q.shape, k.shape[2], q.stride(), k.stride(), v.stride())
+        if captures or scalars:
+            key = (*key, *[t.stride() for t in captures], *scalars)
+        further = captures
+        if self.lists is not None:
+            visited = self.lists(q, k, captures, scalars)
+            further, key = (*captures, visited), (*key, visited.shape)
+        numbers = self.known.get(key) or self._numbers(key, v.shape[3], further, scalars)
+        return self.launch(q, k, v, further, numbers)
+
+    def launch(
+        self, q: Tensor, k: Tensor, v: Tensor, further: Sequence[Tensor], numbers: ctypes.Array[ctypes.c_int64]
+    ) -> tuple[Tensor, Tensor | None]:
+        """As a call, with the sizes and strides that were found for tensors like these, and with the list, if any."""
+        batch, heads, rows, _ = q.shape
+        width = v.shape[3]
         out = torch.empty_strided(
             (batch, heads, rows, width), (rows * heads * width, width, heads * width, 1), dtype=q.dtype
         )
@@ -81,14 +95,6 @@ class Native:
         if self.side_outputs:
             sizes = (batch, heads, rows, self.side_outputs)[: 3 + (self.side_outputs > 1)]
             lse = torch.empty(sizes, dtype=torch.float32)
-        key: tuple[Any, ...] = (shape, k.shape[2], q.stride(), k.stride(), v.stride())
-        if captures or scalars:
-            key = (*key, *[t.stride() for t in captures], *scalars)
-        further = captures
-        if self.lists is not None:
-            visited = self.lists(q, k, captures, scalars)
-            further, key = (*captures, visited), (*key, visited.shape)
-        numbers = self.known.get(key) or self._numbers(key, out, further, scalars)
         status = self.library.run(
             self.pointers(q.data_ptr(), k.data_ptr(), v.data_ptr(), *[t.data_ptr() for t in further]),
             out.data_ptr(),
@@ -100,12 +106,19 @@ class Native:
             raise CompileError("the kernel ran out of memory" if status == 1 else f"the kernel refused with {status}")
         return out, lse
 
+    def numbers_of(self, q: Tensor, k: Tensor, v: Tensor) -> ctypes.Array[ctypes.c_int64] | None:
+        """Sizes and strides of a call without captures and scalars that was made before; None where more decides."""
+        if self.lists is not None or self.by_data or self.spec.captures or self.spec.scalars:
+            return None
+        return self.known.get((q.shape, k.shape[2], q.stride(), k.stride(), v.stride()))
+
     def _numbers(
-        self, key: tuple[Any, ...], out: Tensor, further: Sequence[Tensor], scalars: Sequence[int]
+        self, key: tuple[Any, ...], width: int, further: Sequence[Tensor], scalars: Sequence[int]
     ) -> ctypes.Array[ctypes.c_int64]:
         """Sizes, strides and scalars as the kernel reads them, kept for the next call that has the same."""
-        (batch, _, rows, _), n_k, *strides = key
-        flat = [batch, rows, n_k, *(x for stride in strides[:3] for x in stride), *out.stride()]
+        (batch, heads, rows, _), n_k, *strides = key
+        out = (rows * heads * width, width, heads * width, 1)
+        flat = [batch, rows, n_k, *(x for stride in strides[:3] for x in stride), *out]
         captures, visited = further[: len(self.spec.captures)], further[len(self.spec.captures) :]
         flat += [x for tensor in captures for x in tensor.stride()]
         scalars = [*scalars[: len(self.spec.scalars)], *[x for tensor in visited for x in list_numbers(tensor)]]

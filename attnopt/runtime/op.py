@@ -14,7 +14,7 @@ from attnopt import expr as ex
 from attnopt.analysis.chosen import lowered
 from attnopt.errors import AttnoptError
 from attnopt.returns import of_rows
-from attnopt.runtime import cpp_gradient, dispatch, linear_gradient, triton_gradient, triton_launch
+from attnopt.runtime import cpp_gradient, dispatch, linear_gradient, quick, triton_gradient, triton_launch
 from attnopt.runtime.direct import direct
 from attnopt.runtime.gradient import gradients
 from attnopt.runtime.inputs import check_inputs
@@ -70,7 +70,7 @@ def called(
 ) -> tuple[Tensor, Tensor]:
     """The operator as a function: past PyTorch's dispatcher where that has nothing to do, else through it."""
     if direct((q, k, v, *captures)):
-        return _forward(q, k, v, captures, scalars, spec)
+        return _forward(q, k, v, captures, scalars, spec) if captures or scalars else quick.quick(q, k, v, spec)
     return _FORWARD(q, k, v, captures, scalars, spec)  # type: ignore[no-any-return]
 
 

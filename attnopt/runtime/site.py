@@ -32,7 +32,8 @@ class Reference:
 class Site:
     """One spec: its backends by layout, and the shapes that have been checked.
 
-    `lowered` is what runs in its place where it has a selection, which is one more capture there.
+    `calls` are sizes and strides that are known to run on which kernel, with what it reads of them. `lowered` is what
+    runs in place of the spec where it has a selection, which is one more capture there.
     """
 
     def __init__(self, text: str) -> None:
@@ -42,9 +43,15 @@ class Site:
         self.axes = k_axes(self.spec)
         self.backends: dict[Any, Any] = {}
         self.shapes: dict[Any, Any] = {}
+        self.calls: dict[Any, Any] = {}
         self.classes: set[Any] = set()
         self.used: str | None = None
         self.reason = ""
+
+    def forget(self) -> None:
+        """Every shape is looked at anew."""
+        self.shapes.clear()
+        self.calls.clear()
 
     def fallback(self) -> Sdpa | Reference:
         """What runs where no kernel does."""

@@ -20,6 +20,8 @@ from tests.specs import case
         ("gqa", Sizes(1, 4, 8192), "stream"),
         ("gqa", Sizes(1, 5, 8192), "tile"),
         ("gqa", Sizes(1, 1, 1), "stream"),
+        ("scale", Sizes(1, 1, 2), "whole"),
+        ("scale", Sizes(1, 1, 3), "stream"),
         ("head_table", Sizes(1, 1, 8192), "tile"),
         ("causal", Sizes(1, 2048, 2048), "tile"),
     ],

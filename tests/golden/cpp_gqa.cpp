@@ -622,7 +622,7 @@ void by_key_head(const Args& a, const Buffers& buffers, int threads) {
   {
     const int me = omp_get_thread_num();
     float *panels = buffers.keys + me * buffers.keys_size, *values = buffers.values + me * buffers.values_size;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t item = 0; item < items; ++item) {
       const int64_t b = item / kKeyHeads, head = item % kKeyHeads;
       pack_keys(a, b, head, panels);
@@ -654,7 +654,7 @@ void by_query_tile(const Args& a, const Buffers& buffers, int threads) {
         pack_values(a, b, v_head, buffers.values + (b * kValueHeads + v_head) * buffers.values_size);
       }
     }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (int64_t item = 0; item < a.n_b * kHeads * cut.count; ++item) {
       // Late tiles first: under a causal mask they cost most.
       const int64_t tile = cut.count - 1 - item % cut.count, h = item / cut.count % kHeads;

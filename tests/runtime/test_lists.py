@@ -18,10 +18,11 @@ from attnopt.codegen.base import Plan
 from attnopt.codegen.cpp_loads import k_axes
 from attnopt.codegen.cpp_plans import Sizes, choose, listed
 from attnopt.expr import b, h, k, n_k, n_q, q
+from attnopt.runtime import lists
 from attnopt.runtime.build import build
 from attnopt.runtime.compile import vector_lanes
 from attnopt.runtime.dispatch import Dispatcher, kernel_used
-from attnopt.runtime.lists import Lists, pay, sizes_of
+from attnopt.runtime.lists import Lists, packed, pay, sizes_of
 from attnopt.runtime.native import Native, layout_of
 from attnopt.runtime.op import attention
 from attnopt.runtime.reference import reference
@@ -160,3 +161,39 @@ def test_the_operator_takes_lists_where_they_pay(own_cache: Dispatcher) -> None:
     assert kernel_used(site.key) == "cpp"
     (backend,) = own_cache.sites[site.text].backends.values()
     assert backend.plan.listed == 64
+
+
+def test_the_list_of_equal_data_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = spec(SAME & CAUSAL, ("ids", 2))
+    made = Lists(site, (4, 4))
+    seen: list[int] = []
+    real = Lists.classes
+    monkeypatch.setattr(Lists, "classes", lambda self, *args: (seen.append(1), real(self, *args))[1])
+    query, key, _ = inputs(16, 16)
+    ids = torch.arange(16).div(4, rounding_mode="floor").expand(2, -1).contiguous()
+    first = made(query, key, [ids], [])
+    assert torch.equal(made(query, key, [ids.clone()], []), first)
+    assert torch.equal(made(query, key, [ids.t().contiguous().t()], []), first)
+    assert len(seen) == 1
+    ids.numpy()[:, 8:] = 1  # nothing in the tensor says that its memory was written to
+    assert torch.equal(
+        made(query, key, [ids], []), packed(real(made, sizes_of(site, query, key, []), {"ids": ids}, ids.device))
+    )
+    assert not torch.equal(made(query, key, [ids], []), first)
+    assert len(seen) == 2
+    assert torch.equal(made(query, key, [ids.int()], []), made(query, key, [ids], []))
+
+
+def test_data_that_are_many_or_inexact_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = replace(spec(SAME, ("ids", 2)), captures=(Capture("ids", "int", (None, None)),))
+    made, (query, key, _) = Lists(site, (4, 4)), inputs(16, 16)
+    made(query, key, [torch.zeros(2, 16)], [])
+    assert not made.seen
+    monkeypatch.setattr(lists, "_COMPARED", 31)
+    made(query, key, [torch.zeros(2, 16, dtype=torch.int64)], [])
+    assert not made.seen
+    monkeypatch.setattr(lists, "_COMPARED", 32)
+    monkeypatch.setattr(lists, "_SEEN", 2)
+    for length in (4, 8, 12, 16):
+        made(query[:, :, :length], key[:, :, :length], [torch.zeros(2, length, dtype=torch.int64)], [])
+    assert len(made.seen) <= 2
