@@ -68,6 +68,14 @@ def test_the_own_kernel_is_compared_by_kept_tiles(monkeypatch: pytest.MonkeyPatc
     assert targets == {"own": 0.3, "flex": 3.0}
 
 
+def test_short_calls_are_repeated_by_the_shortest_of_a_few() -> None:
+    taken = iter((1e-3, 1e-4, 2e-4, 1e-4, 1e-4))
+    assert measured._repeats(lambda: next(taken)) == 30
+    assert next(taken, None) is None
+    long = iter((0.5,))
+    assert measured._repeats(lambda: next(long)) == 1
+
+
 def test_the_peak_bounds_the_ratio() -> None:
     assert Result("x", "cpp", {}, {}, {"flex peak": 0.25}).bound == 4
     assert Result("x", "cpp", {}, {}, {}).bound == math.inf
