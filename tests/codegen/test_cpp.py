@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -59,9 +58,7 @@ def test_note_cannot_leave_its_comment() -> None:
 def test_library_names_itself_and_refuses_bad_arguments() -> None:
     spec = case("scale").spec
     kernel = cpp.emit(spec, Layout("float32"))
-    started = time.monotonic()
     library = compiled(kernel.source, kernel.key)
-    assert time.monotonic() - started < 10
     library.attnopt_key.restype = ctypes.c_char_p
     assert library.attnopt_abi() == ABI
     assert library.attnopt_key().decode() == spec.key
