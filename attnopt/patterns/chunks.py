@@ -20,14 +20,16 @@ from attnopt import expr as ex
 from attnopt.errors import Decline
 from attnopt.graph import op_name, value
 from attnopt.patterns import softmax
+from attnopt.patterns.alike import Followed, carried
 from attnopt.patterns.applied import Applied, finish, is_applying
 from attnopt.patterns.contraction import extent, is_contraction
 from attnopt.patterns.enumerated import mark
-from attnopt.patterns.followed import Proof, Read, Value, prove
+from attnopt.patterns.followed import Proof, Read, Value, prove, views_of
 from attnopt.patterns.grids import Unproven
 from attnopt.patterns.index import Sizes
 from attnopt.patterns.lift import Lifter
 from attnopt.patterns.masks import absorbed
+from attnopt.patterns.memo import kept
 from attnopt.patterns.operands import Place
 from attnopt.patterns.site import frame
 from attnopt.patterns.traces import RULES
@@ -45,9 +47,22 @@ def match(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Region | Decl
     lifter = Lifter(Sizes({}), constants)
     lifter.limit = torch.finfo(value(node.args[0]).dtype).max
     try:
-        return _region(node, prove(node, *found, lifter), lifter)
+        return _region(node, _proven(node, *found, lifter), lifter)
     except Unproven as error:
         return Decline(f"the layout of the scores is not understood: {error}", node)
+
+
+def _proven(node: fx.Node, applying: fx.Node, way: set[fx.Node], lifter: Lifter) -> Proof:
+    """The proof, that of an equal layer where one was found before. Raises `Unproven`."""
+    done = kept("chunks")
+    for earlier in done:
+        again = carried(earlier, node, tuple(views_of(applying)))
+        if again is not None:
+            lifter.dropout.update(again[1])
+            return again[0]
+    proof, seen = prove(node, applying, way, lifter)
+    done.append(Followed(proof, node, seen, tuple(lifter.dropout.items())))
+    return proof
 
 
 def _applied(node: fx.Node) -> tuple[fx.Node, set[fx.Node]] | None:

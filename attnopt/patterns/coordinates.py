@@ -128,11 +128,16 @@ def places(
 ) -> tuple[fx.Node, tuple[sp.Expr | None, ...], tuple[Any, ...], Array] | None:
     """The deepest node on the way of all pieces whose index there is known in the coordinates.
 
-    Gives the node, its index as expressions and as arrays, and where it holds. `spare` dimensions may be unknown.
+    Gives the node, its index as expressions and as arrays, and where it holds. `spare` dimensions may be unknown. A
+    node whose dimensions are whole coordinates goes before deeper ones in which they are joined or cut.
     """
     holds = pieces[0].holds
     for piece in pieces[1:]:
         holds = np.asarray(holds | piece.holds)
+    lengths = {
+        c.expr: n for c in coordinates if c.expr != ex.k for n in np.shape(plain(c.at)) if n == np.size(plain(c.at)) > 1
+    }
+    other = None
     for node, _ in reversed(pieces[0].way):
         ways = [dict(piece.way).get(node) for piece in pieces]
         if any(way is None for way in ways):
@@ -140,8 +145,11 @@ def places(
         at = _merged([(piece.holds, way) for piece, way in zip(pieces, ways, strict=True)])  # type: ignore[misc]
         found = tuple(fit(i, holds, n, coordinates) for i, n in zip(at, shape(node), strict=True))
         if found.count(None) == spare:
-            return node, found, at, holds
-    return None
+            other = other or (node, found, at, holds)
+            named = zip(found, shape(node), strict=True)
+            if all(x is None or x.is_Integer or (x.is_Symbol and lengths.get(x, n) == n) for x, n in named):
+                return node, found, at, holds
+    return other
 
 
 def _merged(found: Sequence[tuple[Array, tuple[Any, ...]]]) -> tuple[Any, ...]:

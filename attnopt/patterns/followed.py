@@ -68,9 +68,16 @@ class Proof:
     keep: Boolean
 
 
-def prove(softmax: fx.Node, applying: fx.Node, way: set[fx.Node], lifter: Lifter) -> Proof:
-    """The proof for the weights of `softmax` that `applying` applies, which lie on the `way`. Raises `Unproven`."""
-    return _Site(softmax, applying, way, lifter).proof()
+def prove(softmax: fx.Node, applying: fx.Node, way: set[fx.Node], lifter: Lifter) -> tuple[Proof, frozenset[fx.Node]]:
+    """The proof for the weights of `softmax` that `applying` applies, which lie on the `way`; and what it looked at.
+
+    Raises `Unproven`.
+    """
+    site = _Site(softmax, applying, way, lifter)
+    proof = site.proof()
+    looked = [tracer.seen | tracer.constants.looked for tracer in site.tracers]
+    views = {n for n in views_of(applying) if n <= proof.output}
+    return proof, frozenset({*lifter.read, softmax, *way, *views}.union(*looked))
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,13 @@ class _Site:
         self.softmax, self.applying, self.way, self.lifter = softmax, applying, way, lifter
         self.dim = arguments(softmax)["dim"] % value(softmax).dim()
         self.values = Enumeration(lifter, (softmax,))
+        self.tracers = [self.values.tracer]
 
     def proof(self) -> Proof:
         """The proof. Raises `Unproven`."""
         if any(not isinstance(n, int) for x in (self.softmax, self.applying) for n in value(x).shape):
             raise Unproven("sizes are not known when the graph is captured")
-        for output in _views(self.applying):
+        for output in views_of(self.applying):
             found = self._values(output)
             if found is not None:
                 return self._proof(found)
@@ -182,7 +190,9 @@ class _Site:
         derived, dropout = axes.derived(values.query, self.softmax), set(self.lifter.dropout)
         at = {c.expr: c.at for c in derived}
         index = tuple(axes.columns if x is None else at.get(x, x) for x in values.row)
-        found = Enumeration(self.lifter, ()).cases(self.softmax.args[0], index, axes.everywhere)
+        scored = Enumeration(self.lifter, ())
+        self.tracers.append(scored.tracer)
+        found = scored.cases(self.softmax.args[0], index, axes.everywhere)
         cases = [case for case in found if not _masked(case.expr)]
         if set(self.lifter.dropout) - dropout:
             raise Unproven("dropout acts on the scores")
@@ -249,7 +259,7 @@ def _reads(cases: Sequence[Case], known: Sequence[Coordinate], but: fx.Node) -> 
         yield node, Read(place[0], tuple(x for x in place[1] if x is not None))
 
 
-def _views(node: fx.Node) -> Iterator[fx.Node]:
+def views_of(node: fx.Node) -> Iterator[fx.Node]:
     """The node and the views of it, one after another."""
     for _ in range(_MOST_VIEWS):
         yield node

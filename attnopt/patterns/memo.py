@@ -5,21 +5,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from torch import fx
 
 Answers = dict[fx.Node, bool]
+_lists: ContextVar[dict[str, list[Any]] | None] = ContextVar("attnopt_lists", default=None)
 _active: ContextVar[dict[str, Answers] | None] = ContextVar("attnopt_memo", default=None)
 
 
 @contextlib.contextmanager
 def searching() -> Iterator[None]:
     """Remember answers inside, and forget them at the end: the next search may see a changed graph."""
-    token = _active.set({})
+    token, lists = _active.set({}), _lists.set({})
     try:
         yield
     finally:
         _active.reset(token)
+        _lists.reset(lists)
+
+
+def kept(name: str) -> list[Any]:
+    """A list that one search fills; a new one outside of any."""
+    lists = _lists.get()
+    return [] if lists is None else lists.setdefault(name, [])
 
 
 def behind(name: str, node: fx.Node, source: Callable[[fx.Node], bool | None]) -> bool:

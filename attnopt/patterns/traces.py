@@ -53,6 +53,11 @@ class Piece:
 class _Constants(Known):
     """Tensors that are made of nothing but numbers and sizes."""
 
+    @property
+    def looked(self) -> set[fx.Node]:
+        """The nodes whose values were asked for and are known."""
+        return {node for node, found in self._values.items() if found is not None}
+
     def _compute(self, node: fx.Node, steps: list[int]) -> Any:
         name, seen = op_name(node), value(node)
         if name not in _FILLS or not all(isinstance(n, int) for n in seen.shape):
@@ -64,9 +69,13 @@ class _Constants(Known):
 
 
 class Tracer:
-    """Follows elements back through a graph whose sizes are numbers. `ends` are nodes at which it stops."""
+    """Follows elements back through a graph whose sizes are numbers. `ends` are nodes at which it stops.
+
+    `seen` are the nodes that it has looked at.
+    """
 
     def __init__(self, ends: tuple[fx.Node, ...] = ()) -> None:
+        self.seen: set[fx.Node] = set()
         self.ends = set(ends)
         self.lifter = Lifter(Grid())
         self.constants = _Constants({})
@@ -86,6 +95,7 @@ class Tracer:
                 found.append(Piece(holds, float(node)))
                 continue
             way = (*way, (node, index))
+            self.seen.add(node)
             parts = None if node in self.ends else self._parts(node, index, holds)
             if parts is None:
                 found.append(Piece(holds, None, way))
