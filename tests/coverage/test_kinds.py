@@ -15,6 +15,8 @@ from tests.coverage.rows import site
             "sdpa",
             "self, causal, window, grouped heads",
         ),
+        ({"spec": "4 heads, d=16; score s; keep k <= q + 8 and q <= k + 8"}, "eager", "self, window"),
+        ({"spec": "4 heads, d=16; score s; keep k <= q + 9", "lengths": (4, 13)}, "decode", "decode, causal"),
         ({"spec": "4/1 heads, d=16; score s + bias[h, k - q + 12]"}, "eager", "self, bias, one key head"),
         ({"spec": "4 heads, d=16; score s", "lengths": (7, 13)}, "eager", "cross"),
         ({"spec": "4 heads, d=16; score 50*tanh(s/800)", "lengths": (1, 14)}, "decode", "decode, soft-cap"),
