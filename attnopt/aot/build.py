@@ -10,6 +10,7 @@ from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_kinds import EMIT, missing, proposed
 from attnopt.codegen.triton_plans import Chip
 from attnopt.errors import CompileError, SpecError
+from attnopt.runtime.cpp_gradient import with_lse
 from attnopt.runtime.triton_compile import PRODUCTS, Compiled, compile_entry
 from attnopt.spec import AttentionSpec
 
@@ -29,8 +30,8 @@ def build(
     `page`: keys and values stand in pages of so many.
     """
     chips, kinds = tuple(chips), tuple(kinds)
-    for name, spec in specs:
-        for kind in kinds:
+    for name, given in specs:
+        for kind, spec in variants(given, kinds):
             layout = replace(layout_for(spec, dtype), page=page)
             reason = missing(kind, spec, layout)
             if reason is not None:
@@ -41,6 +42,19 @@ def build(
                 for made in compiled:
                     say(line(name, kernel, made))
                     yield name, spec, kernel, made
+
+
+def variants(spec: AttentionSpec, kinds: Iterable[str]) -> Iterator[tuple[str, AttentionSpec]]:
+    """Each kind, with the spec as it is launched: gradients start from the lse, and so does the forward before them."""
+    kinds = tuple(dict.fromkeys(kinds))
+    for kind in kinds:
+        if kind == "backward":
+            yield kind, replace(spec, returns=("lse",))
+            continue
+        yield kind, spec
+        recorded = AttentionSpec.parse(with_lse(spec.text))
+        if kind == "forward" and "backward" in kinds and recorded.key != spec.key:
+            yield kind, recorded
 
 
 def compile_spec(

@@ -8,9 +8,12 @@ import sympy as sp
 
 from attnopt import expr as ex
 from attnopt.codegen.base import CaptureLayout, Layout
+from attnopt.codegen.cpp_loads import k_axes
 from attnopt.expr import b, h, k, n_k, n_q, q, s
 from attnopt.spec import AttentionSpec, Capture, EmptyRow, Heads, Pointwise, Softmax
 
+# Of captures, by kind.
+_DTYPES = {"float": "float32", "int": "int64", "bool": "bool"}
 _CAUSAL = k <= q
 _PAD = Capture("pad", "int", (None, None))
 _KEPT = sp.Ne(ex.load("pad", b, k, integer=True), 0)
@@ -54,5 +57,6 @@ def standard(heads: Heads | None = None) -> Iterator[tuple[str, AttentionSpec]]:
 
 
 def layout_for(spec: AttentionSpec, dtype: str) -> Layout:
-    """The usual layout of a spec's inputs: captures in fp32 or int64, keys next to one another."""
-    return Layout(dtype, tuple(CaptureLayout("float32" if c.kind == "float" else "int64", 1) for c in spec.captures))
+    """The usual layout of a spec's inputs: captures in fp32, int64 or bool, keys next to one another."""
+    made = zip(spec.captures, k_axes(spec), strict=True)
+    return Layout(dtype, tuple(CaptureLayout(_DTYPES[c.kind], None if axis is None else 1) for c, axis in made))

@@ -48,7 +48,7 @@ def undifferentiable(spec: AttentionSpec, learned: Sequence[str]) -> str | None:
 def backward(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> list[tuple[str, str, list[Argument]]]:
     """Name, text and arguments of each kernel, in the order they run. `learned`: captures that have a gradient."""
     return [
-        ("attention_delta", *_delta(spec, layout)),
+        ("attention_delta", *_delta(spec, layout, learned)),
         ("attention_dkv", *_keys(spec, layout)),
         ("attention_dq", *_queries(spec, layout, learned)),
     ]
@@ -104,8 +104,11 @@ def _known(spec: AttentionSpec, layout: Layout) -> list[str]:
     ]
 
 
-def _delta(spec: AttentionSpec, layout: Layout) -> tuple[str, list[Argument]]:
-    pointers, strides = tensor_arguments([("out", "float32", 4), ("grad", layout.dtype, 4)])
+def _delta(spec: AttentionSpec, layout: Layout, learned: Sequence[str]) -> tuple[str, list[Argument]]:
+    # The result as the forward stored it; where roundings would add up in a table, it is made again in fp32.
+    pointers, strides = tensor_arguments(
+        [("out", "float32" if learned else layout.dtype, 4), ("grad", layout.dtype, 4)]
+    )
     rows = [Argument("dlse_ptr", "float32", "dlse"), Argument("delta_ptr", "float32", "delta")]
     given = [*pointers, *rows, Argument("n_q", "size"), *strides]
     lines = [

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -199,7 +199,8 @@ class Dispatcher:
         if problem is None:
             try:
                 if own == "triton":
-                    return triton_launch.build(site.spec, layout, triton_launch.chip_of(device), self.options)
+                    chip = triton_launch.chip_of(device)
+                    return triton_launch.build(site.spec, layout, chip, self.options, self._noted(site))
                 return Native(site.spec, build(site.spec, layout, self.options, self.warn, plan=plan), plan)
             except AttnoptError as error:
                 problem = str(error)
@@ -207,6 +208,15 @@ class Dispatcher:
         if not site.spec.dropout:  # no kernel has dropout, and nothing can be installed against that
             self.warn(f"no compiled kernel: {problem.rstrip('.')}. {self._instead(site).capitalize()} runs instead.")
         return site.fallback()
+
+    def _noted(self, site: _Site) -> Callable[[str], None]:
+        """A warning that is also why the site does not run as it was asked to."""
+
+        def warn(message: str) -> None:
+            site.reason = message
+            self.warn(message)
+
+        return warn
 
     @staticmethod
     def _instead(site: _Site) -> str:

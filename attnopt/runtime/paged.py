@@ -33,7 +33,7 @@ def run(spec: AttentionSpec, given: Operands) -> tuple[Tensor, Tensor | None]:
     some = 0 not in (*given.q.shape, *given.page_table.shape, len(given.keys))
     if some and triton_launch.runs_on(given.q.device, active.options):
         try:
-            kernels = backend(spec, given, active.options)
+            kernels = backend(spec, given, active.options, active.warn)
             if not kernels.problem:
                 return kernels(given, active.options.first_use_check)
             problem = kernels.problem

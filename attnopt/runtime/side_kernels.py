@@ -22,6 +22,7 @@ from attnopt.runtime.cpp_side import CppSide
 from attnopt.runtime.native import layout_of
 from attnopt.runtime.pairs import defined
 from attnopt.runtime.reference import reference
+from attnopt.runtime.triton_ahead import Ahead
 from attnopt.runtime.triton_side import TritonSide
 from attnopt.runtime.validate import Verdict, compare, nudge
 from attnopt.spec import AttentionSpec, EmptyRow, Softmax
@@ -178,6 +179,9 @@ def _kernel(
     key = (spec.key, layout, device.type, options)
     with _LOCK:
         if key not in _KNOWN:
-            made = TritonSide(spec, layout, triton_launch.chip_of(device)) if triton else None
-            _KNOWN[key] = Trusted(spec, made or CppSide(spec, layout, options, warn))
+            if triton:
+                chip = triton_launch.chip_of(device)
+                _KNOWN[key] = Trusted(spec, TritonSide(spec, layout, chip, Ahead(chip, options, warn)))
+            else:
+                _KNOWN[key] = Trusted(spec, CppSide(spec, layout, options, warn))
         return _KNOWN[key]

@@ -24,13 +24,15 @@ def launch(
     arguments: tuple[Any, ...],
     more: Mapping[str, Any] | Callable[[TritonPlan], Mapping[str, Any]],
     name: str = "attention",
+    module_of: Callable[[TritonKernel], ModuleType] | None = None,
 ) -> Any:
     """What the first kernel that fits returns; those before it are removed. Raises `CompileError`.
 
-    `more`: arguments by name, or what makes them for a plan.
+    `more`: arguments by name, or what makes them for a plan. `module_of`: what loads a kernel; that of an
+    `Ahead` takes what was compiled ahead of time.
     """
     while True:
-        module: ModuleType = load(kernels[0])
+        module = (module_of or load)(kernels[0])
         try:
             return getattr(module, name)(*arguments, **(more(kernels[0].plan) if callable(more) else more))
         except Exception as error:

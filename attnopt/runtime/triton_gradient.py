@@ -22,6 +22,7 @@ from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.capturing import capturing, refuse
 from attnopt.runtime.cpp_gradient import Saved, objection, sample, with_lse
 from attnopt.runtime.native import layout_of
+from attnopt.runtime.triton_ahead import Ahead
 from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_launch import chip_of, far, on, runs_on, wide
 from attnopt.runtime.triton_tune import Tuner
@@ -40,6 +41,7 @@ class Kernels:
     chip: Chip
     learned: tuple[str, ...]
     tuner: Tuner | None = None
+    ahead: Ahead | None = None
     problem: str = ""
     checked: set[TritonPlan] = field(default_factory=set)
     inside: set[tuple[Any, ...]] = field(default_factory=set)
@@ -47,13 +49,14 @@ class Kernels:
     backward: list[triton.TritonKernel] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        heads, self.by_data = self.spec.heads, by_data(self.spec)
+        heads, self.by_data, self.held = self.spec.heads, by_data(self.spec), self.ahead or Ahead(self.chip, None)
         self.problem = triton.supports_backward(self.spec, self.layout, self.learned) or ""
         if not self.problem:
             about = (self.spec, self.chip, self.layout.dtype)
             self.forward = [triton.emit(self.spec, self.layout, plan) for plan in fitting(*about, "forward")]
             found = fitting(*about, "backward")
             self.backward = [triton.emit_backward(self.spec, self.layout, plan, self.learned) for plan in found]
+            self.forward, self.backward = self.held.first(self.forward), self.held.first(self.backward)
             if not self.forward or not self.backward:
                 self.problem = f"no plan for heads of {heads.d_qk}/{heads.d_v} fits {self.chip.name}"
 
@@ -79,7 +82,7 @@ class Kernels:
         self, grad: Tensor, dlse: Tensor | None, tensors: Sequence[Tensor], scalars: Sequence[int]
     ) -> list[triton.TritonKernel]:
         """The kernels of the gradients for these sizes, the best first; measured now where the options say so."""
-        if self.tuner is None:
+        if self.tuner is None or self.held.holds(self.backward[0]):
             return self.backward
         q, k = tensors[:2]
         make = functools.partial(triton.emit_backward, self.spec, self.layout, learned=self.learned)
@@ -92,7 +95,10 @@ class Kernels:
         q, v = tensors[0], tensors[2]
         # Rounded results would be summed up in the gradients of tables.
         exact = q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]), dtype=torch.float32).transpose(1, 2)
-        return launch(self.forward, (*tensors, *scalars), {"out": exact})  # type: ignore[no-any-return]
+        made: tuple[Tensor, Tensor] = launch(
+            self.forward, (*tensors, *scalars), {"out": exact}, module_of=self.held.module
+        )
+        return made
 
     def run(
         self,
@@ -113,7 +119,7 @@ class Kernels:
         elif out is None or lse is None or self.learned or lse.shape != out.shape[:3] or not lse.is_contiguous():
             out, lse = self._results(tensors, scalars)
         given = (*tensors, *scalars, out, lse, grad, dlse)
-        dq, dk, dv, *tables = launch(backward, given, {}, "attention_backward")
+        dq, dk, dv, *tables = launch(backward, given, {}, "attention_backward", self.held.module)
         names = [c.name for c in self.spec.captures]
         places = sorted(3 + names.index(name) for name in self.learned)
         return {0: dq, 1: dk, 2: dv, **dict(zip(places, tables, strict=True))}
@@ -148,7 +154,7 @@ def gradients(
     if not q.numel() or not k.shape[2] or not any(needs):
         return None
     try:
-        kernels = _kernels(spec, q, captures, needs, options)
+        kernels = _kernels(spec, q, captures, needs, options, warn)
         problem = kernels.problem or far(q, k, v, scalars, kernels.backward[0].plan.block_n) or wide(grad)
         problem = problem or kernels.leaves(tensors, scalars)
         if not problem:
@@ -171,16 +177,21 @@ def gradients(
 
 
 def _kernels(
-    spec: AttentionSpec, q: Tensor, captures: Sequence[Tensor], needs: Sequence[bool], options: Options | None
+    spec: AttentionSpec,
+    q: Tensor,
+    captures: Sequence[Tensor],
+    needs: Sequence[bool],
+    options: Options | None,
+    warn: Callable[[str], None],
 ) -> Kernels:
     wanted = replace(spec, returns=("lse",))
     learned = tuple(c.name for c, needed in zip(spec.captures, needs[3:], strict=True) if needed)
     layout, chip = layout_of(k_axes(spec), q, captures), chip_of(q.device)
-    key = (spec.key, layout, chip, learned, options and (options.tune, options.cache_dir))
+    key = (spec.key, layout, chip, learned, options and (options.tune, options.cache_dir, options.aot_dir))
     with _LOCK:
         if key not in _KNOWN:
             tuner = options and Tuner(wanted, layout.dtype, chip, options, more=",".join(learned))
-            _KNOWN[key] = Kernels(wanted, layout, chip, learned, tuner)
+            _KNOWN[key] = Kernels(wanted, layout, chip, learned, tuner, Ahead(chip, options, warn))
         return _KNOWN[key]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import sympy as sp
@@ -20,19 +18,17 @@ from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_decode import group
 from attnopt.codegen.triton_fit import chosen, fitting
 from attnopt.codegen.triton_plans import CHIPS, PLANS, Chip, TritonPlan, wants_split
-from attnopt.errors import CacheError, CompileError
+from attnopt.errors import CompileError
 from attnopt.options import Options
 from attnopt.runtime import lists
 from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.capturing import capturing, refuse
-from attnopt.runtime.triton_binaries import Binary, read
+from attnopt.runtime.triton_ahead import Ahead, Warn, log
 from attnopt.runtime.triton_call import launch, tuned
 from attnopt.runtime.triton_lists import Visits
 from attnopt.runtime.triton_load import load
 from attnopt.runtime.triton_tune import Tuner
 from attnopt.spec import AttentionSpec
-
-log = logging.getLogger("attnopt")
 
 # Compute capabilities with a table of plans. Others may have less shared memory than any plan needs.
 _CAPABILITIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
@@ -74,10 +70,11 @@ def chip_of(device: torch.device) -> Chip:
     raise CompileError(f"no plans are known for compute capability {number}; they are for {', '.join(CHIPS)}")
 
 
-def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> TritonBackend:
+def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options, warn: Warn = log.warning) -> TritonBackend:
     """The backend of a spec on a chip. Raises `CompileError` with the reason where there is none.
 
-    Nothing is compiled before the first call, unless the folder of `Options.aot_dir` holds the kernel already.
+    Nothing is compiled before the first call, and then only what the folder of `Options.aot_dir` does not hold;
+    `warn` hears why something of it is not used.
     """
     problem = triton.supported(spec, layout)
     if problem is not None:
@@ -95,22 +92,7 @@ def build(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> 
     by_list = chosen(by_list, spec, chip, layout.dtype, "forward") if masked else ()
     listed = [triton.emit(spec, layout, plan) for plan in by_list]
     tuner = Tuner(spec, layout.dtype, chip, options)
-    return TritonBackend(spec, chip, kernels, split, _ready(spec, layout, chip, options), listed, tuner)
-
-
-def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> Binary | None:
-    if not options.aot_dir or spec.rows != sp.true:  # one kernel is restored, and listed rows take two
-        return None
-    wanted = (spec.key, layout, chip, "forward")
-    try:
-        found = (
-            b
-            for b in read(Path(options.aot_dir))
-            if (b.kernel.spec_key, b.kernel.layout, b.chip, b.kernel.kind) == wanted
-        )
-        return next(found, None)
-    except CacheError as error:
-        raise CompileError(str(error)) from error
+    return TritonBackend(spec, chip, kernels, split, Ahead(chip, options, warn), listed, tuner)
 
 
 class TritonBackend:
@@ -124,17 +106,16 @@ class TritonBackend:
         chip: Chip,
         kernels: Sequence[TritonKernel],
         split: Sequence[TritonKernel] = (),
-        ready: Binary | None = None,
+        ahead: Ahead | None = None,
         listed: Sequence[TritonKernel] = (),
         tuner: Tuner | None = None,
     ) -> None:
-        self.spec, self.chip, self.kernels, self.split = spec, chip, list(kernels), list(split)
+        self.spec, self.chip, self.ahead = spec, chip, ahead or Ahead(chip, None)
+        self.kernels, self.split = self.ahead.first(kernels), self.ahead.first(split)
         self.tuner = tuner
         self.chosen: dict[tuple[Any, ...], list[TritonKernel]] = {}
         self.rows = group(spec)
         self.by_data = by_data(spec)
-        self.ready = ready
-        self.restored: Any = None
         self.listed = Listed(spec, listed)
 
     @property
@@ -155,14 +136,7 @@ class TritonBackend:
                 visited = self.listed
                 return launch(visited.kernels, arguments, lambda plan: {"visited": visited(plan, arguments)})
             kind = self.kind(q, k)
-            if kind == "forward" and self.ready is not None and usual(q, k, v, captures):
-                try:
-                    return self._launch_ready(q, k, v, captures, scalars)
-                except Exception as error:  # another driver than it was made for, or a stride beyond 32 bits
-                    log.warning("%s: compiled now, as what was compiled ahead of time failed: %s", self.spec, error)
-                    self.ready = None
-            arguments = (q, k, v, *captures, *scalars)
-            return launch(self._for(kind, arguments), arguments, self._more(kind))
+            return launch(self._for(kind, arguments), arguments, self._more(kind), module_of=self.ahead.module)
 
     def _more(self, kind: str) -> dict[str, int]:
         return {"processors": self.chip.processors} if kind == "decode" else {}
@@ -174,7 +148,7 @@ class TritonBackend:
         found = self.chosen.get(place)
         if found is None:
             found = usual = self.split if kind == "decode" else self.kernels
-            if self.tuner is not None:
+            if self.tuner is not None and not self.ahead.holds(usual[0]):  # what is there needs no compiler
                 make = triton.EMIT[kind]
                 run = lambda kernel: launch([kernel], arguments, self._more(kind))  # noqa: E731
                 found = tuned(self.tuner, kind, usual, lambda plan: make(self.spec, usual[0].layout, plan), run, q, k)
@@ -196,16 +170,6 @@ class TritonBackend:
         programs = batch * heads * -(-n_q // self.kernel.plan.block_m)
         split = self.split and wants_split(self.chip, programs, self.rows * n_q, k.shape[2])
         return "decode" if split else "forward"
-
-    def _launch_ready(
-        self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None]:
-        binary = self.ready
-        assert binary is not None
-        if self.restored is None:
-            self.restored = binary.restore()
-        module = load(binary.kernel)
-        return module.attention(q, k, v, *captures, *scalars, launch=self.restored)  # type: ignore[no-any-return]
 
     def leaves(
         self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], data_only: bool = False
@@ -277,14 +241,6 @@ def wide(rows: Tensor) -> str:
     if abs(rows.stride(3)) * rows.shape[3] >= _OFFSET:
         return "elements of a row lie further apart than the Triton kernel's offsets reach"
     return ""
-
-
-def usual(q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor]) -> bool:
-    """Whether these tensors are as kernels that are compiled ahead of time expect them."""
-    if any(t.stride(3) != 1 or any(x % 16 for x in t.stride()[:3]) for t in (q, k, v)):
-        return False
-    width = q.shape[1] * v.shape[3]
-    return width % 16 == v.shape[3] % 16 == 0 and not any(t.data_ptr() % 16 for t in (q, k, v, *captures))
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:

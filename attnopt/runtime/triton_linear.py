@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +15,14 @@ from attnopt.codegen.base import Layout
 from attnopt.codegen.triton import TritonKernel
 from attnopt.codegen.triton_linear import emit_linear, linear_plans, scales_queries, supported_linear
 from attnopt.codegen.triton_plans import Chip
-from attnopt.errors import AttnoptError, CacheError, CompileError
+from attnopt.errors import AttnoptError, CompileError
 from attnopt.options import Options
 from attnopt.runtime.build import Warn
 from attnopt.runtime.inputs import dtype_name
 from attnopt.runtime.linear_factors import Factors, factors
-from attnopt.runtime.triton_binaries import Binary, read
+from attnopt.runtime.triton_ahead import Ahead
 from attnopt.runtime.triton_call import launch
-from attnopt.runtime.triton_launch import chip_of, far, on, usual
+from attnopt.runtime.triton_launch import chip_of, far, on
 from attnopt.runtime.triton_load import load
 from attnopt.spec import AttentionSpec
 
@@ -39,11 +38,10 @@ class TritonLinear:
         form: LinearForm,
         chip: Chip,
         kernels: Sequence[TritonKernel],
-        ready: Sequence[Binary] = (),
+        ahead: Ahead | None = None,
     ) -> None:
-        self.spec, self.form, self.chip, self.kernels = spec, form, chip, list(kernels)
-        self.ready = {binary.entry: binary for binary in ready}
-        self.restored: dict[str, Any] = {}
+        self.spec, self.form, self.chip, self.ahead = spec, form, chip, ahead or Ahead(chip, None)
+        self.kernels = self.ahead.first(kernels)
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, captures: Sequence[Tensor], scalars: Sequence[int], total: bool = False
@@ -85,15 +83,7 @@ class TritonLinear:
             about["line"] = *made.line, made.line[1].cummin(-1).values
         about |= {"processors": self.chip.processors, **more}
         with on(tensors[0].device):
-            if self.ready and usual(*tensors[:3], ()) and tensors[0].shape[3] % 16 == 0:
-                about["kernels"] = self._restored()
-                return launch([next(iter(self.ready.values())).kernel], tensors, about, name)
-            return launch(self.kernels, tensors, about, name)
-
-    def _restored(self) -> dict[str, Any]:
-        if not self.restored:
-            self.restored = {entry: binary.restore() for entry, binary in self.ready.items()}
-        return self.restored
+            return launch(self.kernels, tensors, about, name, self.ahead.module)
 
 
 def _learned(made: Factors) -> tuple[Tensor | None, ...]:
@@ -165,21 +155,7 @@ def build(spec: AttentionSpec, form: LinearForm, q: Tensor, options: Options, wa
         kernels = [emit_linear(spec, layout, plan) for plan in plans]
         load(kernels[0])  # says now, not at the first call, that there is no Triton
         dump.kernel(options.dump, f"{spec.key[:16]}_{kernels[0].key[:8]}.py", kernels[0].source)
-        return TritonLinear(spec, form, chip, kernels, _ready(spec, layout, chip, options))
+        return TritonLinear(spec, form, chip, kernels, Ahead(chip, options, warn))
     except AttnoptError as error:
         warn(f"no Triton kernel of a linear attention: {str(error).rstrip('.')}. Torch's operators run instead.")
         return None
-
-
-def _ready(spec: AttentionSpec, layout: Layout, chip: Chip, options: Options) -> list[Binary]:
-    if not options.aot_dir:
-        return []
-    wanted = (spec.key, layout, chip, "linear")
-    try:
-        return [
-            b
-            for b in read(Path(options.aot_dir))
-            if (b.kernel.spec_key, b.kernel.layout, b.chip, b.kernel.kind) == wanted
-        ]
-    except CacheError as error:
-        raise CompileError(str(error)) from error

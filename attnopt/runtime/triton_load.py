@@ -38,9 +38,14 @@ def too_old(version: str) -> str:
     return f"Triton {version} is too old: the kernels need {'.'.join(map(str, _OLDEST))}. Install attnopt[triton]"
 
 
+def interpreting() -> bool:
+    """Whether the environment asks for Triton's interpreter. Imports no Triton."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in _ON
+
+
 def interpreter_problem() -> str:
     """Why `TRITON_INTERPRET=1`, if it is set, cannot run anything here; empty if it can. Imports no Triton."""
-    if os.environ.get("TRITON_INTERPRET", "0").lower() not in _ON:
+    if not interpreting():
         return ""
     return _clash(_version("triton"), _version("numpy"))
 

@@ -25,6 +25,7 @@ from attnopt.runtime.bounds import by_data, outside
 from attnopt.runtime.capturing import recorded, refuse
 from attnopt.runtime.native import check_entries, layout_of
 from attnopt.runtime.pages import Operands, entry
+from attnopt.runtime.triton_ahead import Ahead, Warn, log
 from attnopt.runtime.triton_call import launch
 from attnopt.runtime.triton_launch import chip_of, far, on
 from attnopt.spec import AttentionSpec
@@ -33,8 +34,9 @@ from attnopt.spec import AttentionSpec
 class Paged:
     """The kernels of one spec, layout and chip. `problem`: why they may not be used; empty if they may."""
 
-    def __init__(self, spec: AttentionSpec, layout: Layout, chip: Chip) -> None:
+    def __init__(self, spec: AttentionSpec, layout: Layout, chip: Chip, ahead: Ahead | None = None) -> None:
         self.spec, self.chip, self.rows = spec, chip, group(spec)
+        self.ahead = ahead or Ahead(chip, None)
         self.problem = triton.supported(spec, layout) or ""
         self.kernels: dict[str, list[TritonKernel]] = {"forward": [], "decode": []}
         self.checked: set[tuple[Any, ...]] = set()
@@ -43,7 +45,8 @@ class Paged:
             return
         emit = {"decode": triton.emit_decode} | ({"forward": triton.emit} if spec.rows == sp.true else {})
         for kind, make in emit.items():
-            self.kernels[kind] = [make(spec, layout, plan) for plan in fitting(spec, chip, layout.dtype, kind)]
+            made = [make(spec, layout, plan) for plan in fitting(spec, chip, layout.dtype, kind)]
+            self.kernels[kind] = self.ahead.first(made)
         if not any(self.kernels.values()):
             self.problem = f"no plan for heads of {spec.heads.d_qk}/{spec.heads.d_v} fits {chip.name}"
         elif by_data(spec):
@@ -74,7 +77,8 @@ class Paged:
         more |= dict(zip(NEW, new, strict=False))
         more |= {"processors": self.chip.processors} if kind == "decode" else {}
         with on(given.q.device):
-            out, lse = launch(self.kernels[kind], (given.q, k, v, *given.captures, *given.scalars), more)
+            operands = (given.q, k, v, *given.captures, *given.scalars)
+            out, lse = launch(self.kernels[kind], operands, more, module_of=self.ahead.module)
         tag = kind, given.q.shape[2].bit_length(), given.room.bit_length()
         if compare and tag not in self.checked and not recorded(given.q):
             self._compare(given, out, lse)
@@ -121,11 +125,12 @@ _KNOWN: dict[tuple[Any, ...], Paged] = {}
 _LOCK = threading.Lock()
 
 
-def backend(spec: AttentionSpec, given: Operands, options: Options) -> Paged:
+def backend(spec: AttentionSpec, given: Operands, options: Options, warn: Warn = log.warning) -> Paged:
     """The kernels for these operands, made once. Raises `CompileError` for a chip without plans."""
     layout = replace(layout_of(k_axes(spec), given.q, given.captures), page=given.page, new=bool(given.new))
     key = spec.key, layout, str(given.q.device), options
     with _LOCK:
         if key not in _KNOWN:
-            _KNOWN[key] = Paged(spec, layout, chip_of(given.q.device))
+            chip = chip_of(given.q.device)
+            _KNOWN[key] = Paged(spec, layout, chip, Ahead(chip, options, warn))
         return _KNOWN[key]

@@ -19,6 +19,7 @@ from attnopt.runtime.capturing import recorded
 from attnopt.runtime.chosen import _candidates, _kept, _own, chosen
 from attnopt.runtime.inputs import dtype_name
 from attnopt.runtime.lists import sizes_of
+from attnopt.runtime.triton_ahead import Ahead
 from attnopt.runtime.triton_call import launch
 from attnopt.runtime.triton_launch import chip_of, on, runs_on
 from attnopt.spec import AttentionSpec
@@ -31,13 +32,14 @@ _TIES = 500
 class Chooser:
     """The kernels of one spec, dtype and chip; `problem` is why they may not be used."""
 
-    def __init__(self, spec: AttentionSpec, dtype: str, chip: Chip) -> None:
+    def __init__(self, spec: AttentionSpec, dtype: str, chip: Chip, ahead: Ahead | None = None) -> None:
+        self.ahead = ahead or Ahead(chip, None)
         self.spec, self.problem, self.checked = spec, supported_select(spec, Layout(dtype)) or "", False
         self.kernels: list[TritonKernel] = []
         self.fixed: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         if not self.problem:
             plans = select_plans(chip, dtype, spec.heads.d_qk, spec.heads.d_v)
-            self.kernels = [emit_select(spec, Layout(dtype), plan) for plan in plans]
+            self.kernels = self.ahead.first([emit_select(spec, Layout(dtype), plan) for plan in plans])
 
     def __call__(self, q: Tensor, k: Tensor, captures: Sequence[Tensor], scalars: Sequence[int]) -> Tensor:
         """What the spec chooses, bool `[B, Hq, tiles, blocks]`. Raises `CompileError`."""
@@ -55,7 +57,7 @@ class Chooser:
             own = torch.stack([low[:, 0], high[:, 0]], -1).to(torch.int32).contiguous()
         given = (q, k, one if kept is None else kept.to(torch.uint8), classes, own, amounts)
         with on(q.device):
-            made: Tensor = launch(self.kernels, given, {}, "choose")
+            made: Tensor = launch(self.kernels, given, {}, "choose", self.ahead.module)
         found = made.view(torch.bool)
         if not select.shared:
             return found
@@ -92,7 +94,7 @@ def choice(
     if not runs_on(q.device, options) or 0 in (*q.shape, k.shape[2]) or q.dtype == torch.float64:
         return chosen(spec, q, k, captures, scalars)
     try:
-        chooser = _chooser(spec, q, options)
+        chooser = _chooser(spec, q, options, warn)
         if not chooser.problem:
             found = chooser(q, k, captures, scalars)
             if chooser.checked or recorded(q) or not options.first_use_check:
@@ -107,11 +109,12 @@ def choice(
     return chosen(spec, q, k, captures, scalars)
 
 
-def _chooser(spec: AttentionSpec, q: Tensor, options: Options) -> Chooser:
+def _chooser(spec: AttentionSpec, q: Tensor, options: Options, warn: Warn) -> Chooser:
     key = spec.key, q.dtype, q.device.type, options
     with _LOCK:
         if key not in _KNOWN:
-            _KNOWN[key] = Chooser(spec, dtype_name(q.dtype), chip_of(q.device))
+            chip = chip_of(q.device)
+            _KNOWN[key] = Chooser(spec, dtype_name(q.dtype), chip, Ahead(chip, options, warn))
         return _KNOWN[key]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from attnopt.aot.build import build, compile_spec
+from attnopt.aot.build import build, compile_spec, variants
 from attnopt.aot.standard import standard
 from attnopt.codegen.triton import Entry, TritonKernel
 from attnopt.codegen.triton_plans import CHIPS, Chip
@@ -55,6 +55,16 @@ def test_decodes_and_gradients_fit_the_chip(chip: str, kind: str) -> None:
     assert any(PRODUCTS[chip] in made.instructions or "mma.sync" in made.instructions for *_, made in found)
     assert {kernel.kind for _, _, kernel, _ in found} == {kind}
     assert {name for name, *_ in found} == set(names)
+
+
+def test_gradients_are_made_for_a_forward_that_returns_lse() -> None:
+    dense, routed = SPECS["dense"], dict(standard(Heads(4, 2, 2, 16, 16)))["routed"]
+    lse = replace(dense, returns=("lse",))
+    made = [(kind, spec.key) for kind, spec in variants(dense, ("forward", "decode", "backward", "forward"))]
+    assert made == [("forward", dense.key), ("forward", lse.key), ("decode", dense.key), ("backward", lse.key)]
+    assert [kind for kind, _ in variants(dense, ("forward",))] == ["forward"]
+    assert [kind for kind, _ in variants(lse, ("forward", "backward"))] == ["forward", "backward"]
+    assert len(list(variants(routed, ("forward", "backward")))) == 2, "rows that are left out have none"
 
 
 def needs(shared: dict[int, int]) -> Callable[..., Compiled]:

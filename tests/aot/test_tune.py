@@ -48,7 +48,7 @@ def test_the_last_plan_wins(
 ) -> None:
     ran: list[Any] = []
 
-    def launch(kernels: list[Any], arguments: Any, more: Any, name: str = "attention") -> Any:
+    def launch(kernels: list[Any], arguments: Any, more: Any, name: str = "attention", module_of: Any = None) -> Any:
         ran.append(kernels[0].plan)
         return arguments[0], arguments[0]
 

@@ -37,9 +37,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         more = torch.full((len(lengths), job["slots"] - given.page_table.shape[1]), -1, dtype=torch.int32)
         given = replace(given, page_table=torch.cat([given.page_table, more], 1))
 
-    def watched(kernels: Any, *rest: Any) -> Any:
+    def watched(kernels: Any, *rest: Any, **more: Any) -> Any:
         ran.append(kernels[0].kind)
-        out, lse = launch(kernels, *rest)
+        out, lse = launch(kernels, *rest, **more)
         return out * job.get("factor", 1.0), lse
 
     triton_paged.launch = watched  # type: ignore[assignment]

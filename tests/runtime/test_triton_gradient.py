@@ -160,7 +160,7 @@ def test_what_the_forward_kept_is_not_made_again(chip: None, monkeypatch: pytest
         made.append("again")
         return out, lse
 
-    def launched(kernels: Any, arguments: Any, more: Any, name: str) -> tuple[Tensor, ...]:
+    def launched(kernels: Any, arguments: Any, more: Any, name: str, module_of: Any) -> tuple[Tensor, ...]:
         assert arguments[-4] is out
         assert arguments[-3] is lse
         return tuple(given[:3])
@@ -177,7 +177,7 @@ def test_what_the_forward_kept_is_not_made_again(chip: None, monkeypatch: pytest
 
 
 def test_weights_that_no_row_divides_need_no_forward(chip: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def launched(kernels: Any, arguments: Any, more: Any, name: str) -> tuple[Tensor, ...]:
+    def launched(kernels: Any, arguments: Any, more: Any, name: str, module_of: Any) -> tuple[Tensor, ...]:
         assert arguments[-4].shape == grad.shape
         assert arguments[-3].shape == grad.shape[:3]
         return tuple(given[:3])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,8 @@ from attnopt.codegen.base import CaptureLayout, Layout
 from attnopt.codegen.triton_plans import CHIPS, TritonPlan
 from attnopt.errors import CompileError
 from attnopt.options import Options
-from attnopt.runtime import triton_launch
 from attnopt.runtime.dispatch import AttnoptWarning, Dispatcher, _Site
-from attnopt.runtime.triton_binaries import Binary
-from attnopt.runtime.triton_launch import Listed, TritonBackend, build, chip_of, usual
+from attnopt.runtime.triton_launch import Listed, TritonBackend, build, chip_of
 from attnopt.runtime.triton_load import load
 from attnopt.spec import Capture, Heads
 from tests.specs import case
@@ -175,46 +172,6 @@ def test_lengths_and_strides_beyond_32_bits_are_refused(qkv: list[torch.Tensor])
         backend(q, k.new_empty((2, 4, 1 << 24, 32)), v, (), ())
     with pytest.raises(CompileError, match="offsets reach"):
         backend(q, k.new_empty(1).as_strided((2, 4, 70, 32), (1, 1, 1 << 26, 1)), v, (), ())
-
-
-def test_kernels_compiled_ahead_are_used_where_they_fit(
-    qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready, backend = Recorder(), build(LSE, HALF, CHIPS["sm_90"], Options())
-    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], "attention_forward", b"", {}), ready
-    monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
-    backend(*qkv, (), ())
-    assert ready.calls[0][2] == {}
-
-
-def test_what_was_compiled_ahead_and_fails_is_compiled_now(
-    qkv: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken:
-        def __getitem__(self, grid: object) -> object:
-            raise RuntimeError("no kernel image is available")
-
-    backend = build(LSE, HALF, CHIPS["sm_90"], Options())
-    backend.ready, backend.restored = Binary(backend.kernel, CHIPS["sm_90"], "attention_forward", b"", {}), Broken()
-    monkeypatch.setattr(triton_launch, "usual", lambda *tensors: True)
-    monkeypatch.setattr(triton_launch, "launch", lambda *given: "compiled")
-    assert [backend(*qkv, (), ()), backend(*qkv, (), ())] == ["compiled"] * 2
-    assert [record.message for record in caplog.records] == [
-        f"{LSE}: compiled now, as what was compiled ahead of time failed: no kernel image is available"
-    ]
-
-
-def test_the_usual_layout() -> None:
-    whole = [torch.empty(2, 4, 8, 32) for _ in range(3)]
-    assert usual(*whole, ())
-    assert not usual(*(torch.empty(2, 4, 8, 24) for _ in range(3)), ())
-    assert not usual(torch.empty(2, 4, 32, 8).mT, *whole[1:], ())
-    assert not usual(*whole, (torch.empty(9)[1:],))
-
-
-def test_a_folder_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match="cannot be read"):
-        build(LSE, HALF, CHIPS["sm_90"], Options(aot_dir=str(tmp_path / "nothing")))
 
 
 def test_lists_where_they_pay() -> None:

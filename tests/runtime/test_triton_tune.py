@@ -118,7 +118,7 @@ def test_the_backend_runs_what_was_measured(tmp_path: Path, monkeypatch: pytest.
     heads, usual, last = SPEC.heads, backend.kernel.plan, PLANS[-1]
     ran: list[TritonPlan] = []
 
-    def launch(kernels: list[Any], arguments: Any, more: Any, name: str = "attention") -> Any:
+    def launch(kernels: list[Any], arguments: Any, more: Any, name: str = "attention", module_of: Any = None) -> Any:
         ran.append(kernels[0].plan)
         return arguments[0], None
 
