@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FILE_LINES = 300
 FUNCTION_LINES = 50
-PACKAGE_LINES = 42_400
+PACKAGE_LINES = 42_600
 
 # Files that may be longer, with the reason.
 LONG_FILES: dict[str, tuple[int, str]] = {
