@@ -252,11 +252,17 @@ def _build(
     else:
         pipeline.past_dispatcher(captured.gm)
     sites = [replace(s, kernel=s.kernel or dispatch.kernels(s.spec)) if s.spec is not None else s for s in sites]
-    notes = tuple(f.note for f in found if f.note)
+    notes = tuple(f.note for f in found if f.note) + _not_as_asked(sites)
     if captured.functions:
         names = ", ".join(captured.functions)
         notes += (f"{names} has a gradient of its own: calls that need gradients run the original model.",)
     return compiled, _finish(fast, sites, figures, settings, notes)
+
+
+def _not_as_asked(sites: Sequence[Site]) -> tuple[str, ...]:
+    """Why a kernel of a site did not run, or not as it was compiled, where it has run."""
+    found = ((s.name, dispatch.why_not(term.key)) for s in sites if s.spec is not None for term in s.spec.terms)
+    return tuple(dict.fromkeys(f"{name}: {why}" for name, why in found if why))
 
 
 def _strayed(figures: Mapping[str, float]) -> bool:

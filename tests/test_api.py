@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import attnopt
 from attnopt.errors import AttnoptError, CaptureError, OptionError, ShapeError, UnfusedError
+from attnopt.runtime.dispatch import AttnoptWarning
 from tests.modules import Function, SelfAttention
 
 
@@ -216,3 +218,11 @@ def test_an_empty_batch(x: torch.Tensor) -> None:
     model = SelfAttention().eval()
     fast = attnopt.optimize(model, (x,), dynamic_shapes=({0: torch.export.Dim("B", min=0, max=9)},))
     assert fast(x[:0]).shape == (0, 5, 16)
+
+
+def test_the_report_says_why_no_kernel_was_compiled(tmp_path: Path) -> None:
+    model, options = SelfAttention(), attnopt.Options(cxx="/no/such/cxx", cache_dir=str(tmp_path / "cache"))
+    with pytest.warns(AttnoptWarning, match="no compiled kernel"):
+        fast = attnopt.optimize(model, (torch.randn(2, 300, 16),), options=options)
+    (site,) = fast.report.sites
+    assert any(note.startswith(f"{site.name}: ") and "/no/such/cxx" in note for note in fast.report.notes)

@@ -23,10 +23,12 @@ from attnopt.spec import AttentionSpec, Pointwise
 # The most plans that are worth measuring.
 MOST = 12
 # A chip's products of a clock and processor (16-bit elements, dense), special functions, and bytes of loads.
-_PRODUCTS = {"sm_80": 1024.0, "sm_90": 4096.0 * 0.75, "sm_100": 8192.0, "gfx942": 2048.0}
+# On cards those with sums in fp32, which run at half the rate.
+_PRODUCTS = {"sm_80": 1024.0, "sm_86": 256.0, "sm_89": 256.0, "sm_90": 4096.0 * 0.75, "sm_100": 8192.0,
+             "sm_120": 256.0, "gfx942": 2048.0}  # fmt: skip
 _SPECIAL, _LOADED = 16.0, 64.0
 # Tiles of fewer rows than a warpgroup's product leave part of it idle.
-_FULL_ROWS = {"sm_80": 64, "sm_90": 64, "sm_100": 128, "gfx942": 32}
+_FULL_ROWS = {"sm_80": 64, "sm_86": 64, "sm_89": 64, "sm_90": 64, "sm_100": 128, "sm_120": 64, "gfx942": 32}
 _REGISTERS = 65536
 
 

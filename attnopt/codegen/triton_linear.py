@@ -37,8 +37,9 @@ _PLANS: _Rows = {
     (4, 64): ((32, 4, 1), (16, 4, 1)),
 }
 # The same for the chips where it differs.
+_FEWER: _Rows = {(2, 64): ((32, 4, 1), (64, 8, 2)), (2, 128): ((16, 8, 1),), (4, 64): ((16, 4, 1),)}
 _OTHERS: dict[str, _Rows] = {
-    "sm_80": {(2, 64): ((32, 4, 1), (64, 8, 2)), (2, 128): ((16, 8, 1),), (4, 64): ((16, 4, 1),)},
+    **{chip: _FEWER for chip in ("sm_80", "sm_86", "sm_89", "sm_120")},
     "gfx942": {(2, 64): ((64, 4, 2), (32, 4, 1)), (2, 128): ((16, 8, 1), (32, 8, 1))},
 }
 # What a divisor may be made of, and what its text says for it.

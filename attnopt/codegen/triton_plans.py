@@ -59,13 +59,28 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("sm_80", "cuda", 80, 32, 166912, "tf32x3", 108),
+        Chip("sm_86", "cuda", 86, 32, 101376, "tf32x3", 82),
+        Chip("sm_89", "cuda", 89, 32, 101376, "tf32x3", 128),
         Chip("sm_90", "cuda", 90, 32, 232448, "tf32x3", 132),
         Chip("sm_100", "cuda", 100, 32, 232448, "tf32x3", 148),
+        Chip("sm_120", "cuda", 120, 32, 101376, "tf32x3", 170),
         Chip("gfx942", "hip", "gfx942", 64, 65536, "ieee", 304),
     )
 }
 
+# Chips whose blocks have at most 99 KiB: cards of the Ampere, Ada and Blackwell generations. One set of rows fits all.
+_CARDS = ("sm_86", "sm_89", "sm_120")
+
 _Rows = dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]]
+
+_CARD_PLANS: _Rows = {
+    (2, 64): ((128, 64, 8, 3), (128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 3)),
+    (2, 128): ((128, 32, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (64, 32, 4, 2)),
+    (2, 256): ((64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1)),
+    (4, 64): ((64, 32, 4, 2), (32, 32, 4, 2)),
+    (4, 128): ((32, 16, 4, 2), (32, 32, 4, 1)),
+    (4, 256): ((16, 16, 8, 1), (16, 16, 4, 1)),
+}
 
 # (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled for its chip, as were
 # those of the tables below: it fits, and spills at most 256 bytes (`benchmarks/aot.py --plans`).
@@ -94,6 +109,7 @@ _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("gfx942", 4, 64): ((64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1)),
     ("gfx942", 4, 128): ((64, 32, 4, 1), (32, 16, 4, 2), (32, 32, 4, 1)),
     ("gfx942", 4, 256): ((32, 16, 4, 1), (16, 16, 4, 1)),
+    **{(chip, *found): rows for chip in _CARDS for found, rows in _CARD_PLANS.items()},
 }
 # (bytes of an element, greatest head width): the tile of a decode. Its rows are few; loads in flight are what counts.
 _DECODE: _Rows = {
@@ -114,14 +130,21 @@ _BACKWARD: _Rows = {
     (4, 256): ((16, 16, 8, 1),),
 }
 # The same for the chips where it differs.
+_CARD_DECODE: _Rows = {
+    (2, 64): ((16, 64, 4, 3), (16, 128, 4, 2)),
+    (2, 128): ((16, 64, 4, 2), (16, 32, 4, 3), (16, 32, 4, 2)),
+}
 _DECODE_OF: dict[str, _Rows] = {
+    **dict.fromkeys(_CARDS, _CARD_DECODE),
     "gfx942": {
         (2, 64): ((16, 64, 4, 3), (16, 128, 4, 2)),
         (2, 128): ((16, 64, 4, 2), (16, 32, 4, 3), (16, 32, 4, 2)),
         (4, 256): ((16, 16, 4, 1),),
     },
 }
+_CARD_BACKWARD: _Rows = {(2, 128): ((64, 64, 8, 1), (32, 64, 8, 2), (32, 32, 4, 2))}
 _BACKWARD_OF: dict[str, _Rows] = {
+    **dict.fromkeys(_CARDS, _CARD_BACKWARD),
     "sm_100": {(2, 128): ((64, 64, 8, 1), (32, 64, 8, 2), (32, 32, 4, 2))},
     "gfx942": {(2, 128): ((32, 64, 4, 2), (32, 32, 4, 2)), (4, 256): ((16, 16, 4, 1),)},
 }

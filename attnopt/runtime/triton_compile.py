@@ -22,7 +22,8 @@ from attnopt.runtime.triton_load import load
 # What to look for in the assembly: products on tensor cores, and copies that do not wait.
 INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma", "cp.async", "cp.async.bulk")
 # The product that each chip has for 16-bit elements.
-PRODUCTS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+PRODUCTS = {"sm_80": "mma.sync", "sm_86": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma.mma_async",
+            "sm_100": "tcgen05.mma", "sm_120": "mma.sync", "gfx942": "v_mfma"}  # fmt: skip
 
 
 @dataclass(frozen=True)

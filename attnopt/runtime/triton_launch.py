@@ -31,7 +31,10 @@ from attnopt.runtime.triton_tune import Tuner
 from attnopt.spec import AttentionSpec
 
 # Compute capabilities with a table of plans. Others may have less shared memory than any plan needs.
-_CAPABILITIES = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+_CAPABILITIES = {
+    (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100",
+    (12, 0): "sm_120", (12, 1): "sm_120",
+}  # fmt: skip
 # Offsets within a tile and coordinates are of 32 bits.
 _OFFSET, _PLACE, _SCALAR = 1 << 31, 1 << 24, 1 << 30
 # Sizes whose kernels are remembered.

@@ -26,6 +26,9 @@ def test_a_dozen_plans_of_the_tables_at_most(chip: object, kind: str, width: int
         about = (chip, dtype, width, width)
         found = proposals(spec, chip, dtype, kind, LONG)  # type: ignore[arg-type]
         known = {*PLANS[kind](*about), *extra_plans(*about, kind)}  # type: ignore[arg-type]
+        if (width, dtype, kind, chip.shared) == (256, "float32", "backward", 99 * 1024):  # type: ignore[attr-defined]
+            assert not found
+            continue
         assert 0 < len(found) <= MOST
         assert set(found) <= known
         assert len(set(found)) == len(found)

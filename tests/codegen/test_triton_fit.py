@@ -54,8 +54,10 @@ def test_no_default_of_the_usual_attentions_has_a_problem() -> None:
 def test_every_chip_keeps_a_plan_for_a_bias(chip: Any, kind: str) -> None:
     for width in (64, 128, 256):
         for dtype in ("bfloat16", "float32"):
+            # A tile of fp32 gradients of the widest heads is more than the cards with 99 KiB hold.
+            none = (width, dtype, kind) == (256, "float32", "backward") and chip.shared == 99 * 1024
             for name in ("causal", "bias", "documents"):
-                assert fitting(usual(width)[name], chip, dtype, kind)
+                assert bool(fitting(usual(width)[name], chip, dtype, kind)) is not none
 
 
 def test_what_a_spec_loads_decides() -> None:

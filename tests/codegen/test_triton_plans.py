@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from attnopt.codegen.triton_plans import CHIPS, decode_plans, plans, wants_split
+from attnopt import expr as ex
+from attnopt.codegen.triton_fit import fitting
+from attnopt.codegen.triton_plans import CHIPS, PLANS, decode_plans, plans, wants_split
+from attnopt.spec import AttentionSpec, Heads
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda c: c.name)
@@ -19,6 +24,19 @@ def test_every_chip_has_plans(chip: object, dtype: str, width: int) -> None:
             assert value & (value - 1) == 0
         assert min(plan.block_m, plan.block_n) >= 16
         assert plan.fp32 == ("ieee" if chip.backend == "hip" else "tf32x3")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["sm_86", "sm_89", "sm_120"])
+def test_cards_have_rows_that_fit_99_kib(name: str) -> None:
+    """With nothing loaded beside queries, keys and values every row fits, but for fp32 gradients of the widest heads."""
+    chip = CHIPS[name]
+    assert chip.shared == 99 * 1024
+    for width in (64, 128, 256):
+        spec = AttentionSpec(Heads(8, 2, 2, width, width), ex.s, ex.k <= ex.q)
+        for dtype, kind in itertools.product(("bfloat16", "float32"), PLANS):
+            rows = PLANS[kind](chip, dtype, width, width)
+            whole = (dtype, kind, width) != ("float32", "backward", 256)
+            assert fitting(spec, chip, dtype, kind) == (rows if whole else ())
 
 
 def test_no_plan_for_what_no_tile_holds() -> None:

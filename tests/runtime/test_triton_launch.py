@@ -134,7 +134,12 @@ def test_no_backend_without_a_reason(spec: Any, layout: Layout, reason: str) -> 
         build(spec, layout, CHIPS["sm_90"], Options())
 
 
-@pytest.mark.parametrize(("found", "name"), [((8, 0), "sm_80"), ((9, 0), "sm_90"), ((10, 0), "sm_100")])
+KNOWN = {
+    (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100", (12, 0): "sm_120",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "name"), KNOWN.items())
 def test_known_chips(found: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
     assert chip_of(torch.device("cuda")) is CHIPS[name]
