@@ -38,8 +38,9 @@ def unsupported(spec: AttentionSpec, layout: Layout) -> str | None:
         return None
     if layout.page < 0:
         return f"a page holds at least one key; this one would hold {layout.page}"
-    if set(spec.returns) - {"lse"}:
-        return f"with pages there is no {', '.join(spec.returns)}"
+    more = [name for name in spec.returns if name != "lse"]
+    if more:
+        return f"with pages there is no {', '.join(more)}"
     taken = sorted({name for name, _, _ in tensors(layout)} & {*(c.name for c in spec.captures), *spec.scalars})
     return f"with pages {taken[0]!r} is no name of a capture or scalar" if taken else None
 

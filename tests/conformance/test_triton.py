@@ -83,6 +83,10 @@ def test_positions_above_2048_and_huge_logits() -> None:
     assert not verdicts(jobs)
 
 
+# Why a case has no kernel with pages.
+NO_PAGES = ("all rows are computed", "with pages there is no entropy", "with pages there is no max, log_sum")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_case_agrees_with_its_keys_in_pages(dtype: str) -> None:
     """Ragged lengths, one of them 0. A ninth of the cases for each dtype by one template; all under `make triton`."""
@@ -103,7 +107,7 @@ def test_every_case_agrees_with_its_keys_in_pages(dtype: str) -> None:
         if ALL or (i % 9 == 3 * place + i // 9 % 3 and kind == ("forward", "decode")[(i + i // 9) % 2])
     ]
     found = verdicts(jobs)
-    assert all("all rows are computed" in x for x in found), found
+    assert all(any(why in x for why in NO_PAGES) for x in found), found
     assert len(found) <= 3
 
 
