@@ -19,6 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 pytest.importorskip("triton")
 
 from attnopt.runtime.pages import entries
+from attnopt.runtime.triton_binaries import Binary
+from attnopt.runtime.triton_compile import Compiled
+from tests.runtime.ahead_calls import Launch
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -142,6 +145,18 @@ def test_the_ways_to_kernels_are_checked_too(script: ModuleType) -> None:
         result = paths[name](chip, "cpu")
         assert result["ok"], result
         assert result["note"].startswith(used)
+
+
+def test_what_was_compiled_ahead_is_launched_and_judged(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a driver that computes nothing: every kernel is taken from the folder, and what is not written is wrong."""
+    launched: list[str] = []
+    made = lambda kernel, entry, chip: Compiled(chip, entry.name, b"", {}, 1, 4, None, None, {})  # noqa: E731
+    monkeypatch.setattr("attnopt.aot.build.compile_entry", made)
+    monkeypatch.setattr(Binary, "restore", lambda self: Launch(launched, self.entry))
+    result = script.check.PATHS["ahead of time"](script.CHIPS["sm_90"], "cpu")
+    assert len(set(launched)) == len(launched) == 6
+    assert result["note"].startswith("combine, delta, dkv, dq, forward, split; ")
+    assert not result["ok"]
 
 
 def test_a_way_that_warns_is_wrong(script: ModuleType) -> None:

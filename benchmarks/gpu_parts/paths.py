@@ -22,9 +22,12 @@ from attnopt.codegen.triton_fit import fitting
 from attnopt.codegen.triton_plans import Chip
 from attnopt.options import Options
 from attnopt.runtime import dispatch
+from attnopt.runtime.cpp_gradient import objection
 from attnopt.runtime.native import check_rows
 from attnopt.runtime.op import attention
+from attnopt.runtime.triton_ahead import Ready
 from attnopt.runtime.triton_call import launch
+from attnopt.runtime.triton_gradient import Kernels
 from attnopt.runtime.validate import compare
 from attnopt.select import Select
 from attnopt.spec import AttentionSpec, Capture, Heads
@@ -167,21 +170,31 @@ def _outputs(model: Any, x: Tensor, grad: Tensor, weights: torch.nn.Module | Non
 
 
 def ahead(chip: Chip, device: str) -> Result:
-    """Machine code that was compiled ahead of time, written to a folder, read, restored and launched."""
+    """Machine code that was compiled ahead of time, written to a folder, read, restored and launched: of few rows and
+    many, and of their gradients.
+    """
     from attnopt.aot.build import build as built
     from attnopt.runtime.triton_binaries import write
     from attnopt.runtime.triton_launch import build
 
     spec = replace(dict(standard(_HEADS))["alibi"], returns=("lse",)).canonical()
+    layout, kinds = layout_for(spec, "bfloat16"), ("forward", "decode", "backward")
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), built([("alibi", spec)], [chip], "bfloat16", lambda text: None))
-        backend = build(spec, layout_for(spec, "bfloat16"), chip, Options(aot_dir=folder))
-    q, k, v, *captures = usual_inputs(spec, 2, 333, 333, torch.bfloat16, device)
-    out, lse = backend(q, k, v, captures, ())
-    verdict = check_rows(spec, (q, k, v), captures, (), out, lse)
-    ready = backend.ahead.module(backend.kernel).attention_forward
-    used = bool(ready.restored) and not ready.problem
-    return {"ok": verdict.ok and used, "note": f"restored {used}: {verdict}"}
+        write(Path(folder), built([("alibi", spec)], [chip], "bfloat16", lambda text: None, kinds))
+        backend = build(spec, layout, chip, Options(aot_dir=folder))
+    kernels, said = Kernels(spec, layout, chip, (), ahead=backend.ahead), []
+    for n_q, n_k in ((1, 8192), (333, 333)):
+        q, k, v, *captures = usual_inputs(spec, 1, n_q, n_k, torch.bfloat16, device)
+        out, lse = backend(q, k, v, captures, ())
+        verdict = check_rows(spec, (q, k, v), captures, (), out, lse)
+        said += [] if verdict.ok else [str(verdict)]
+    grad, needs = torch.randn_like(out), [True] * 3 + [False] * len(captures)
+    found = kernels.run(grad, None, (q, k, v, *captures), (), kernels.backward, (out, lse))
+    said += [x for x in [objection(spec, grad, None, (q, k, v, *captures), (), needs, found)] if x]
+    ready = [x for module in backend.ahead.modules.values() for x in vars(module).values() if isinstance(x, Ready)]
+    used = sorted(x.binary.entry.removeprefix("attention_") for x in ready if x.restored and not x.problem)
+    said += [x.problem or f"{x.binary.entry} was not launched" for x in ready if x.problem or not x.restored]
+    return {"ok": len(used) == 6 and not said, "note": f"{', '.join(used)}; {'; '.join(said) or 'agreed'}"}
 
 
 def products(chip: Chip, device: str) -> Result:
