@@ -6,13 +6,14 @@ al., 2024). The mathematics is in `docs/side-outputs.md`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from attnopt.errors import OptionError
+from attnopt.errors import OptionError, ShapeError, SpecError
 from attnopt.returns import AGAIN, PAIRS, ROWS, of_rows
 from attnopt.runtime import op
 from attnopt.runtime.side import side
@@ -20,6 +21,8 @@ from attnopt.runtime.statistics import named
 from attnopt.spec import AttentionSpec, Softmax
 
 __all__ = ["Attention", "attention"]
+
+_ASKED = ("lse", "entropy", *PAIRS)
 
 
 class Attention(NamedTuple):
@@ -60,13 +63,14 @@ def attention(
         returns: of `lse`, `entropy`, `column_mass` and `weights`, beside those that the spec names.
 
     Raises:
-        OptionError: for what is no spec.
+        OptionError: for what is no spec, and for returns that are no names of side outputs.
         SpecError: for side outputs that such an attention does not have.
-        ShapeError: for inputs that do not fit.
+        ShapeError: for inputs that do not fit, or are no tensors.
     """
     if not isinstance(spec, AttentionSpec):
         raise OptionError(f"an AttentionSpec says what to compute; it is a {type(spec).__name__}.")
-    asked = tuple(dict.fromkeys([*spec.returns, *([returns] if isinstance(returns, str) else returns)]))
+    asked = tuple(dict.fromkeys([*spec.returns, *_names(returns)]))
+    _check_tensors({"q": q, "k": k, "v": v}, captures)
     replace(spec, returns=asked).verify()
     if spec.merge and set(asked):
         raise OptionError("an attention of several terms has no side outputs of its own: ask for those of its terms.")
@@ -80,6 +84,29 @@ def attention(
         known = _again(tuple(rows), found) if softmax else found.detach().new_empty(0)
         made |= {name: side(plain, name, q, k, known, captures, scalars) for name in pairs}
     return Attention(out, **made)
+
+
+def _names(returns: Any) -> list[str]:
+    """The names asked for. Raises `OptionError` for what are none, `SpecError` for others."""
+    names = [returns] if isinstance(returns, str) else list(returns) if isinstance(returns, Iterable) else [returns]
+    if not all(isinstance(name, str) for name in names):
+        raise OptionError(f"returns are names of side outputs ({', '.join(_ASKED)}); they are {returns!r}.")
+    unknown = [name for name in names if name not in _ASKED]
+    if unknown:
+        raise SpecError(f"unknown side outputs: {', '.join(map(repr, unknown))}; there are {', '.join(_ASKED)}.")
+    return names
+
+
+def _check_tensors(named: dict[str, Any], captures: Any) -> None:
+    """Raise `ShapeError` for what is no tensor with strides."""
+    if not isinstance(captures, (Sequence, Tensor)):
+        raise ShapeError(f"captures are a sequence of tensors; they are a {type(captures).__name__}.")
+    named = {**named, **{f"capture {place}": tensor for place, tensor in enumerate(captures)}}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise ShapeError(f"{name} must be a tensor; it is a {type(tensor).__name__}.")
+        if tensor.layout is not torch.strided:
+            raise ShapeError(f"{name} must be a dense tensor; its layout is {tensor.layout}. Call to_dense() first.")
 
 
 def _again(rows: Sequence[str], found: Tensor) -> Tensor:

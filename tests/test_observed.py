@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import attnopt
 from attnopt import expr as ex
-from attnopt.errors import OptionError, SpecError
+from attnopt.errors import OptionError, ShapeError, SpecError
 from attnopt.observed import Attention, attention
 from attnopt.options import Options
 from attnopt.runtime.dispatch import use
@@ -97,3 +97,33 @@ def test_what_there_is_not_is_refused_in_one_sentence() -> None:
 
     with pytest.raises(SpecError, match=r"call attnopt\.attention"):
         operator(replace(PLAIN, returns=("weights",)), q, k, v)
+
+
+@pytest.mark.parametrize("returns", [None, 3, [["lse"]], torch.ones(2)], ids=["none", "number", "list", "tensor"])
+def test_returns_are_names(returns: object) -> None:
+    with pytest.raises(OptionError, match="names of side outputs"):
+        attention(PLAIN, *inputs(PLAIN), returns=returns)  # type: ignore[arg-type]
+
+
+def test_what_the_result_has_no_place_for_is_refused() -> None:
+    q, k, v = inputs(PLAIN)
+    with pytest.raises(SpecError, match="'max'; there are lse, entropy"):
+        attention(PLAIN, q, k, v, returns=("lse", "max"))
+    assert attention(PLAIN, q, k, v, returns=(name for name in ("lse",))).lse is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("place", "given", "message"),
+    [
+        (0, None, "q must be a tensor; it is a NoneType"),
+        (1, [1.0], "k must be a tensor; it is a list"),
+        (2, torch.ones(2, 2, 7, 6).to_sparse(), "v must be a dense tensor"),
+        (3, None, "captures are a sequence of tensors; they are a NoneType"),
+        (3, [None], "capture 0 must be a tensor"),
+    ],
+)
+def test_what_is_no_tensor_is_refused(place: int, given: object, message: str) -> None:
+    arguments: list[object] = [*inputs(PLAIN), ()]
+    arguments[place] = given
+    with pytest.raises(ShapeError, match=message):
+        attention(PLAIN, *arguments)  # type: ignore[arg-type]

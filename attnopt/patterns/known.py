@@ -51,6 +51,7 @@ class Known(Mapping[str, torch.Tensor]):
     def tensor(self, node: fx.Node) -> torch.Tensor | None:
         """The value of the node if no input of the model reaches it."""
         found = self._value(node, [_MOST_STEPS])
+        self._values.setdefault(node, found)  # also where the search gave up
         return found if isinstance(found, torch.Tensor) else None
 
     def _value(self, node: Any, steps: list[int]) -> Any:
@@ -60,8 +61,10 @@ class Known(Mapping[str, torch.Tensor]):
         if not isinstance(node, fx.Node):
             return node
         if node not in self._values:
-            self._values[node] = None
-            self._values[node] = self._compute(node, steps)
+            found = self._compute(node, steps)
+            if found is None and steps[0] < 0:  # not looked at: a search that starts here may know it
+                return None
+            self._values[node] = found
         return self._values[node]
 
     def _compute(self, node: fx.Node, steps: list[int]) -> Any:

@@ -14,7 +14,9 @@ from attnopt.runtime import dispatch
 from attnopt.runtime.native import Native
 
 _CALLS_KEPT = 4096
-_NOTHING = torch.empty(0, dtype=torch.float32)  # the lse of a spec that returns none; nobody records it
+# The lse of a spec that returns none; nobody records it. On the CPU wherever new tensors are made during the import.
+with torch.inference_mode(False):
+    _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def quick(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:

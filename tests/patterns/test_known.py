@@ -8,6 +8,7 @@ from torch import nn
 
 import attnopt
 from attnopt.patterns.known import Known, two_valued
+from tests.modules import captured
 
 ONES = torch.ones(6, 9)
 TABLES = {
@@ -93,3 +94,18 @@ def test_a_seeded_draw_is_not_known() -> None:
     graph = torch.export.export(Noisy(), (torch.ones(3, 3),)).graph
     known = {n.name for n in graph.nodes if n.op == "call_function" and Known({}).tensor(n) is not None}
     assert known == {"ones"}
+
+
+def test_a_search_that_gives_up_says_nothing_of_what_it_did_not_reach() -> None:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(250):
+            x = x + 1
+        return x.masked_fill(torch.ones(3, 3).tril() > 0, 0.0)
+
+    graph = captured(run, torch.ones(3, 3)).gm.graph
+    filled = next(node for node in graph.nodes if "masked_fill" in str(node.target))
+    known = Known({})
+    assert known.tensor(filled) is None
+    mask = known.tensor(filled.args[1])
+    assert mask is not None
+    assert torch.equal(mask, torch.ones(3, 3).tril() > 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -109,3 +111,13 @@ def test_what_is_forgotten_is_asked_again(active: Dispatcher) -> None:
     quick(q, k, v, TEXT)
     assert site.calls
     assert site.shapes
+
+
+def test_an_import_within_a_mode_makes_no_special_tensor() -> None:
+    code = """
+import torch
+with torch.inference_mode(), torch.device("meta"):
+    from attnopt.runtime import quick
+assert quick._NOTHING.device.type == "cpu" and not quick._NOTHING.is_inference()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
