@@ -16,7 +16,8 @@ from attnopt.returns import PAIRS
 from attnopt.runtime import dispatch
 from attnopt.runtime.inputs import check_inputs
 from attnopt.runtime.op import loop
-from attnopt.runtime.pairs import economical, side_gradients
+from attnopt.runtime.pairs import defined, economical, side_gradients
+from attnopt.runtime.shortcut import transformed
 from attnopt.runtime.side_kernels import by_kernel
 from attnopt.runtime.triton_select import choice
 from attnopt.spec import AttentionSpec
@@ -140,6 +141,44 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("attnopt::attention_side", _backward, setup_context=_setup_context, lib=_LIBRARY)
+
+
+class _Recorded(torch.autograd.Function):
+    """The operator below the autograd keys, and its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, rows: Tensor, scalars: list[int], spec: str, name: str, *captures: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, *captures)
+        ctx.given = list(scalars), spec, name
+        with torch._C._AutoDispatchBelowAutograd():
+            return OPERATOR(q, k, rows, list(captures), list(scalars), spec, name)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        needs, (q, k, *captures) = ctx.needs_input_grad, ctx.saved_tensors
+        needs = [*needs[:2], *needs[6:]]
+        found = iter(_BACKWARD(grad, q, k, captures, *ctx.given, needs))
+        grads = [next(found) if needed else None for needed in needs]
+        return (*grads[:2], None, None, None, None, *grads[2:])
+
+
+def _entry(
+    q: Tensor, k: Tensor, rows: Tensor, captures: list[Tensor], scalars: list[int], spec: str, name: str
+) -> Tensor:
+    """Derivatives that are taken forward, or by a transform of `torch.func`, are those of the definition."""
+    if transformed():
+        known, captures = _whole(_parsed(spec), q, k, captures, scalars)
+        return defined(known, q, k, captures, scalars, name).to(q.dtype if name == "weights" else torch.float32)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, *captures)):
+        return _Recorded.apply(q, k, rows, scalars, spec, name, *captures)  # type: ignore[no-any-return,no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return OPERATOR(q, k, rows, captures, scalars, spec, name)  # type: ignore[no-any-return]
+
+
+for _key in ("AutogradCPU", "AutogradCUDA"):
+    _LIBRARY.impl("attention_side", _entry, _key)
 
 
 @torch.library.register_vmap("attnopt::attention_side", lib=_LIBRARY)

@@ -68,3 +68,17 @@ def test_a_name_or_a_shape_that_does_not_fit_is_refused() -> None:
         side(PLAIN, "entropy", q, k, rows)
     with pytest.raises(ShapeError, match="k must have the shape"):
         side(PLAIN, "weights", q, k[:, :1], rows)
+
+
+@pytest.mark.parametrize("name", ["column_mass", "weights"])
+def test_derivatives_by_transforms_are_those_of_the_definition(name: str) -> None:
+    q, k, v = (t.double() for t in inputs(CAUSAL))
+    rows, along = known(CAUSAL, q, k, v), torch.ones_like(q)
+    made, tangent = torch.func.jvp(lambda x: side(CAUSAL, name, x, k, rows), (q,), (along,))
+    golden, expected = torch.func.jvp(lambda x: defined(CAUSAL, x, k, (), (), name), (q,), (along,))
+    assert expected.abs().max() > 1e-3
+    assert_close(tangent, expected.to(made.dtype))
+    assert_close(made, golden.to(made.dtype))
+    found = torch.func.grad(lambda x: side(CAUSAL, name, x, k, rows).square().sum())(q)
+    expected = torch.func.grad(lambda x: defined(CAUSAL, x, k, (), (), name).square().sum())(q)
+    assert_close(found, expected, atol=1e-5, rtol=1e-5)
