@@ -82,8 +82,9 @@ _CARD_PLANS: _Rows = {
     (4, 256): ((16, 16, 8, 1), (16, 16, 4, 1)),
 }
 
-# (chip, bytes of an element, greatest head width): plans, the default first. Each was compiled for its chip, as were
-# those of the tables below: it fits, and spills at most 256 bytes (`benchmarks/aot.py --plans`).
+# (chip, bytes of an element, greatest head width): plans, the default first. The defaults here and in the tables below
+# were compiled for their chips, on those of data centres all plans were (`benchmarks/aot.py --plans`): they fit, and spill
+# at most 256 bytes.
 _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 3), (64, 64, 4, 3)),
     ("sm_80", 2, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3)),
