@@ -83,8 +83,8 @@ _CARD_PLANS: _Rows = {
 }
 
 # (chip, bytes of an element, greatest head width): plans, the default first. The defaults here and in the tables below
-# were compiled for their chips, and for those of data centres all plans were (`benchmarks/aot.py --plans`): they fit and
-# spill at most 256 bytes.
+# were compiled for their chips, and for those of data centres all plans were (`benchmarks/aot.py --plans`): they fit,
+# and spill at most 256 bytes.
 _TABLE: dict[tuple[str, int, int], tuple[tuple[int, int, int, int], ...]] = {
     ("sm_80", 2, 64): ((128, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 3), (64, 64, 4, 3)),
     ("sm_80", 2, 128): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3)),
