@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnopt.bench.cases import Case, cases
+from attnopt.demo.measure import peak_memory
 from attnopt.options import Options
 from attnopt.runtime.dispatch import Dispatcher
 from attnopt.runtime.op import attention
@@ -102,25 +103,8 @@ def extra_memory(length: int) -> float:
     inputs = tuple(long(t) for t in short)
     with torch.no_grad():
         attention(text, *(t[:, :, :2048] for t in inputs))  # compiles the kernel
-        if not _forget_peak():
-            return float("nan")
-        before = _status("VmRSS")
-        attention(text, *inputs)
-        return _status("VmHWM") - before
-
-
-def _forget_peak() -> bool:
-    """Let the system count the peak of memory from now on; False if it cannot."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status(name: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{name}:"))
-    return float(line.split()[1]) * 1024
+        peak = peak_memory(lambda: attention(text, *inputs))
+    return float("nan") if peak is None else float(peak)
 
 
 Row = tuple[float, str, Callable[[bool], float]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from attnopt.bench import costs
 from attnopt.bench.costs import COSTS, Cost, cost, extra_memory, first_calls, per_call
@@ -43,16 +45,15 @@ def test_a_call_takes_time() -> None:
     assert per_call(2) >= 0
 
 
-def test_memory_is_counted_from_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = {"VmRSS": 10.0, "VmHWM": 25.0}
-    monkeypatch.setattr(costs, "_forget_peak", lambda: True)
-    monkeypatch.setattr(costs, "_status", held.__getitem__)
+def test_memory_is_that_of_one_call_and_nan_where_nobody_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def counted(call: Callable[[], tuple[Tensor, Tensor]]) -> int:
+        seen.append(call()[0].shape[2])
+        return 15
+
+    monkeypatch.setattr(costs, "peak_memory", counted)
     assert extra_memory(256) == 15.0
-    monkeypatch.setattr(costs, "_forget_peak", lambda: False)
+    assert seen == [256]
+    monkeypatch.setattr(costs, "peak_memory", lambda call: None)
     assert math.isnan(extra_memory(256))
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts a peak anew")
-def test_the_peak_of_memory_is_that_of_the_process() -> None:
-    assert costs._forget_peak() in (True, False)
-    assert costs._status("VmHWM") >= costs._status("VmRSS") > 0
